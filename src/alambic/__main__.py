@@ -1,0 +1,5 @@
+"""`python -m alambic`."""
+
+from alambic.cli.main import main
+
+main()

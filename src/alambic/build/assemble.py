@@ -1,0 +1,103 @@
+"""Put the parts of a fitted candidate into a sealed bundle."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alambic import __version__
+from alambic.build.context import Context, Fitted
+from alambic.bundle import Bundle, seal
+from alambic.manifest import Manifest
+from alambic.measure.machine import versions
+from alambic.report.card import render_card
+
+# A model made from these rows and this base; what the bundle may be used for follows from both.
+_OWN_LICENCE = "follows the licences of base and data"
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a final bundle holds beyond a trial one."""
+
+    scores: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    threshold: float = 0.5
+
+
+def assemble(ctx: Context, name: str, fitted: Fitted, out: Path, extras: Extras | None = None) -> Bundle:
+    """Copy the parts of `fitted` under `out`, write the card and seal.
+
+    Args:
+        ctx: the build.
+        name: of the candidate.
+        fitted: its parts.
+        out: an empty or absent folder.
+        extras: scores and calibration of a final bundle.
+    """
+    extras = extras or Extras()
+    out.mkdir(parents=True, exist_ok=True)
+    for part, source in fitted.parts:
+        _copy(source, out / part.folder)
+    manifest = _manifest(ctx, name, fitted, extras)
+    (out / "README.md").write_text(render_card(manifest.model_dump(mode="json")), "utf-8")
+    return seal(out, manifest)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Hard-link where the file system can: a stage's files are never written again."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            to = target / path.relative_to(source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, to)
+            except OSError:
+                shutil.copy2(path, to)
+
+
+def _manifest(ctx: Context, name: str, fitted: Fitted, extras: Extras) -> Manifest:
+    task = ctx.task
+    base = (
+        ctx.base.to_dict()
+        if ctx.base is not None and any(p.engine != "tfidf-linear" for p, _ in fitted.parts)
+        else None
+    )
+    parts = tuple(part for part, _ in fitted.parts)
+    if len(parts) == 1 and parts[0].engine == "majority":
+        base = None
+    data = {
+        "train": {"digest": ctx.train.digest, "rows": len(ctx.train)},
+        "test": {"digest": ctx.test.digest, "rows": len(ctx.test)},
+        "licence": task.data.licence or "not stated",
+    }
+    return Manifest(
+        alambic=__version__,
+        name=task.name,
+        kind=task.task.kind,
+        created=_now(),
+        labels=ctx.train.labels,
+        multi_label=task.multi_label,
+        threshold=extras.threshold,
+        long=task.data.long,
+        entry=parts[-1].name,
+        parts=parts,
+        temperature=extras.temperature,
+        task={"source": task.source, "digest": task.digest, "description": task.task.description},
+        candidate=name,
+        base=base,
+        data=data,
+        scores=extras.scores,
+        machine=ctx.machine,
+        versions=versions(),
+        seed=task.seed,
+        licences={"bundle": _OWN_LICENCE, "base": base["licence"] if base else "none", "data": data["licence"]},
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

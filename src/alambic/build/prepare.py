@@ -1,0 +1,107 @@
+"""Before anything slow: read and split the rows, find the base, check the recipes, open the run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alambic.build.context import Context, Fold
+from alambic.build.ladder import NEEDS_BASE, check_recipe
+from alambic.data.dataset import Dataset
+from alambic.data.read import read_dataset
+from alambic.data.split import Splits, split
+from alambic.errors import TaskError
+from alambic.events import Note, Work
+from alambic.measure.frontier import contradictions
+from alambic.measure.machine import fingerprint
+from alambic.model.bases import Base, resolve
+from alambic.task import Task
+from alambic.workspace import Workspace
+
+LOCK = "splits.lock"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the data section of a task gives: the user's own parts, and how they were split."""
+
+    train: Dataset
+    dev: Dataset | None
+    test: Dataset | None
+    splits: Splits
+    notes: tuple[str, ...]
+
+
+def read_rows(task: Task, *, lock: Path | None) -> Rows:
+    """Read every data file of the task and split the rows.
+
+    Raises:
+        DataError: a file or its content cannot be used.
+    """
+    first = read_dataset(task.path_of(task.data.train), task.data, multi_label=task.multi_label)
+    notes = list(first.notes)
+    labels = first.dataset.labels
+    found = first.columns
+    spec = task.data.model_copy(update={"text": found.text, "label": found.label, "group": found.group})
+    others: list[Dataset | None] = []
+    for name in (task.data.dev, task.data.test):
+        if name is None:
+            others.append(None)
+            continue
+        read = read_dataset(task.path_of(name), spec, multi_label=task.multi_label, labels=labels)
+        notes += [note for note in read.notes if note not in notes]
+        others.append(read.dataset)
+    dev, test = others
+    splits = split(first.dataset, dev, test, spec=task.data, seed=task.seed, lock=lock)
+    return Rows(first.dataset, dev, test, splits, (*notes, *splits.notes))
+
+
+def folds_of(splits: Splits) -> tuple[Fold, ...]:
+    """Return what is fitted and what decides: one pair with a dev part, one per fold otherwise."""
+    if splits.dev is not None:
+        return (Fold("dev", splits.train, splits.dev),)
+    everything = range(len(splits.train))
+    folds = []
+    for i, held in enumerate(splits.folds):
+        out = set(held)
+        rest = splits.train.take([j for j in everything if j not in out])
+        folds.append(Fold(f"fold{i}", rest, splits.train.take(held)))
+    return tuple(folds)
+
+
+def find_base(task: Task) -> Base | None:
+    """Resolve the base when a candidate needs one; check every recipe and the budget before anything slow."""
+    faults = contradictions(task.budget, task.metrics)
+    if faults:
+        raise TaskError(f"{task.path.name}: " + "\n".join(faults), hint="no bundle could ever meet this budget")
+    for candidate in task.candidates:
+        check_recipe(candidate.name, dict(candidate.recipe))
+    if not any(candidate.name in NEEDS_BASE for candidate in task.candidates):
+        return None
+    return resolve(task.base, root=task.root)
+
+
+def prepare(task: Task, run: Path) -> Work[Context]:
+    """Return the context of a build; yields what was guessed and set aside.
+
+    Raises:
+        TaskError, DataError, BaseModelError, WorkspaceError: each says what and where.
+    """
+    base = find_base(task)
+    workspace = Workspace(run)
+    rows = read_rows(task, lock=run / LOCK)
+    for note in rows.notes:
+        yield Note(note)
+    splits = rows.splits
+    everything = splits.train if splits.dev is None else splits.train + splits.dev
+    return Context(
+        task=task,
+        workspace=workspace,
+        train=everything,
+        test=splits.test,
+        splits=splits,
+        folds=folds_of(splits),
+        base=base,
+        threads=task.task.threads,
+        machine=fingerprint(),
+    )

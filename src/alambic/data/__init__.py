@@ -1,0 +1,1 @@
+"""Data: read, check, clean, split."""

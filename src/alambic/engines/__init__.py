@@ -1,0 +1,113 @@
+"""Run bundles. `open` is the way in: ``alambic.open("bundle").predict(["some text"])``.
+
+An engine composes the parts of a bundle; which part runs on which library comes from the closed table `PARTS`, so a
+bundle's manifest can name nothing else. Importing this imports no engine's library.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from alambic._registry import Registry
+from alambic.bundle import Bundle, open_bundle, user_cache
+from alambic.engines.classify import ClassifyEngine, TextReader
+from alambic.errors import AlambicError, EngineError, nearest
+from alambic.manifest import PartSpec
+
+__all__ = ["ON_VECTORS", "PARTS", "ClassifyEngine", "TextReader", "load_part", "open", "open_engine", "open_part"]
+
+PARTS = Registry(
+    "engine",
+    {
+        "knn-head": "alambic.engines.heads:KnnHead",
+        "linear-head": "alambic.engines.heads:LinearHead",
+        "majority": "alambic.engines.majority:Majority",
+        "onnx": "alambic.engines.onnx:OnnxPart",
+        "openvino": "alambic.engines.openvino:OpenVinoPart",
+        "tfidf-linear": "alambic.engines.tfidf_linear:TfidfLinear",
+        "torch": "alambic.engines.torch:TorchPart",
+    },
+)
+# Parts that take the rows of another part; all others take texts.
+ON_VECTORS = frozenset({"knn-head", "linear-head"})
+
+
+def open(path: str | os.PathLike[str], *, threads: int | None = None) -> ClassifyEngine:
+    """Open the bundle at `path` (a folder or a `.alambic` file), ready to predict.
+
+    Args:
+        path: the bundle.
+        threads: threads of the engine; None lets it choose.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, tampered with or too new.
+        EngineError: an engine cannot run it.
+    """
+    return open_engine(path, threads=threads)
+
+
+def open_engine(
+    bundle: Bundle | str | os.PathLike[str], *, threads: int | None = None, cache_dir: Path | None = None
+) -> ClassifyEngine:
+    """Load every part of a bundle.
+
+    Args:
+        bundle: an open bundle, or where one is.
+        threads: threads of the engine; None lets it choose.
+        cache_dir: where compiled models are kept between runs; None is the user's cache.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, tampered with or too new.
+        EngineError: an engine cannot run it, or its parts do not fit each other.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = open_bundle(bundle)
+    first, *rest = bundle.manifest.chain()
+    for spec in (first, *rest):
+        if spec.engine not in PARTS:
+            known = nearest(spec.engine, PARTS)
+            raise EngineError(f"{bundle.source}: part {spec.name!r}: unknown engine {spec.engine!r}", hint=known)
+        if (spec.engine in ON_VECTORS) != (spec is not first):
+            takes = "the output of another part" if spec.engine in ON_VECTORS else "texts"
+            raise EngineError(f"{bundle.source}: part {spec.name!r}: engine {spec.engine!r} takes {takes}")
+    reader = open_part(first, bundle.folder(first), long=bundle.manifest.long, threads=threads, cache_dir=cache_dir)
+    heads = [load_part(spec, bundle.folder(spec), threads=threads) for spec in rest]
+    return ClassifyEngine(bundle, reader, heads)
+
+
+def open_part(
+    part: PartSpec, folder: Path, *, long: str = "windows", threads: int | None = None, cache_dir: Path | None = None
+) -> TextReader:
+    """Open a part that takes texts, outside of any bundle; its `run(texts)` gives one row per text.
+
+    Args:
+        part: what it is.
+        folder: where its files are.
+        long: what to do with texts longer than it reads.
+        threads: threads of the engine; None lets it choose.
+        cache_dir: where compiled models are kept between runs; None is the user's cache.
+
+    Raises:
+        EngineError: the engine cannot run it.
+    """
+    if cache_dir is None and part.engine == "openvino":
+        cache_dir = user_cache("openvino")
+    return TextReader(load_part(part, folder, threads=threads, cache_dir=cache_dir), long=long)
+
+
+def load_part(part: PartSpec, folder: Path, *, threads: int | None = None, cache_dir: Path | None = None) -> Any:
+    """Load one part of any engine from `folder`.
+
+    Raises:
+        EngineError: the number of threads is wrong, or the part cannot be loaded.
+        AlambicError: the engine is not in `PARTS`.
+    """
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}, not 1 or more")
+    try:
+        return PARTS.get(part.engine)(folder, part.params, threads=threads, cache_dir=cache_dir)
+    except AlambicError as error:
+        error.message = f"part {part.name!r}: {error.message}"
+        raise

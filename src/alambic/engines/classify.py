@@ -1,0 +1,244 @@
+"""Predict with a bundle of kind `classify`: run its parts in order and turn what comes out into labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alambic.bundle import Bundle
+from alambic.data.clean import clean_text
+from alambic.engines.parts import Array, Part, TokenPart
+from alambic.engines.windows import Cutter
+from alambic.errors import EngineError
+from alambic.kinds.classify import Prediction, decide
+from alambic.kinds.inputs import Input, text_of
+
+_CHUNK = 1024  # texts whose ids are held at once
+
+
+class TextReader:
+    """Texts to one row each: a first part, and for one that reads tokens, the windows of long texts."""
+
+    def __init__(self, part: Part | TokenPart, *, long: str) -> None:
+        self.part = part
+        self.output: str = getattr(part, "output", "logits")
+        self.tokens = part if isinstance(part, TokenPart) else None
+        if self.tokens is not None:
+            params = self.tokens.params
+            self._cutter = Cutter(long, params.max_tokens, params.prefix_ids, params.suffix_ids, params.pad_id)
+
+    def read(self, texts: Sequence[str], *, batch_size: int = 32) -> tuple[Array, Owners | None]:
+        """Return one row per window, and whose windows they are (None when each text has one)."""
+        if self.tokens is None:
+            return np.asarray(self.part.run(texts)), None
+        windows: list[list[int]] = []
+        counts: list[int] = []
+        for ids in self.tokens.token_ids(texts):
+            pieces = self._cutter.cut(ids)
+            windows += pieces
+            counts.append(len(pieces))
+        values = self.tokens.infer(windows, batch_size=batch_size)
+        return values, None if len(windows) == len(texts) else Owners(counts, [len(w) for w in windows])
+
+    def run(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Return one row per text, the mean over its windows weighted by their length."""
+        texts = clean(texts)
+        parts = []
+        for i in range(0, len(texts), _CHUNK):
+            values, owners = self.read(texts[i : i + _CHUNK], batch_size=batch_size)
+            parts.append(values if owners is None else owners.mean(values))
+        return np.concatenate(parts).astype(np.float32, copy=False) if parts else np.zeros((0, 0), dtype=np.float32)
+
+    def close(self) -> None:
+        """Let go of the part; it cannot run after this."""
+        self.tokens = None
+        self.part = _Closed()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Owners:
+    """Which text each window belongs to, and how much of it the window is."""
+
+    def __init__(self, counts: Sequence[int], lengths: Sequence[int]) -> None:
+        self._starts = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.intp)
+        weights = np.asarray(lengths, dtype=np.float64)
+        self._shares = weights / np.repeat(np.add.reduceat(weights, self._starts), counts)
+
+    def mean(self, values: Array) -> NDArray[np.float32]:
+        """Return one row per text from one row per window."""
+        means: NDArray[np.float32] = np.add.reduceat(values * self._shares[:, None], self._starts).astype(np.float32)
+        return means
+
+
+class ClassifyEngine:
+    """A bundle ready to answer. Safe to share between threads; close it, or use it in a ``with`` block.
+
+    An empty text is a text: the model answers for its special tokens alone, a linear part with its bias.
+    """
+
+    def __init__(self, bundle: Bundle, reader: TextReader, heads: Sequence[Part]) -> None:
+        self.bundle = bundle
+        self.labels = bundle.manifest.labels
+        self.multi_label = bundle.manifest.multi_label
+        self._reader = reader
+        self._heads = tuple(heads)
+        self._last = getattr(self._heads[-1], "output", "logits") if self._heads else reader.output
+        if self._last == "embedding":
+            raise EngineError(f"{bundle.source}: the entry {bundle.manifest.entry!r} gives vectors, not label scores")
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this engine can do: `predict`, `probabilities`, and where the bundle allows `embed` and `token_ids`."""
+        extra = set()
+        if self._reader.output == "embedding":
+            extra.add("embed")
+        if self._reader.tokens is not None:
+            extra.add("token_ids")
+        return frozenset({"predict", "probabilities", *extra})
+
+    def predict(self, inputs: Sequence[str | Input], *, batch_size: int = 32) -> list[Prediction]:
+        """Return one prediction per input, in order; `batch_size` bounds what is computed at once.
+
+        Raises:
+            EngineError: an input is not a text; `InputTooLong` when the task says `long = "error"`.
+        """
+        texts = [value if isinstance(value, str) else _text(value, i) for i, value in enumerate(_many(inputs))]
+        probabilities = self.probabilities(texts, batch_size=batch_size)
+        return decide(
+            probabilities, self.labels, multi_label=self.multi_label, threshold=self.bundle.manifest.threshold
+        )
+
+    def probabilities(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Return the probability of each label, [N, L]."""
+        texts = clean(_many(texts))
+        if len(texts) <= _CHUNK and texts:
+            return self._probabilities(texts, batch_size)
+        out = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
+        for i in range(0, len(texts), _CHUNK):
+            out[i : i + _CHUNK] = self._probabilities(texts[i : i + _CHUNK], batch_size)
+        return out
+
+    def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Return the vector of each text, [N, H]; only bundles with an encoder apart from its head can.
+
+        Raises:
+            EngineError: this bundle has no such part.
+        """
+        if "embed" not in self.capabilities:
+            raise EngineError(f"{self.bundle.source}: this bundle gives no embeddings: its model ends in label scores")
+        return self._reader.run(_many(texts), batch_size=batch_size)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, special tokens included, before windows are cut.
+
+        Raises:
+            EngineError: this bundle reads no tokens.
+        """
+        if self._reader.tokens is None:
+            raise EngineError(f"{self.bundle.source}: this bundle reads no tokens (engine {self._first_engine()})")
+        return self._reader.tokens.token_ids(clean(_many(texts)))
+
+    def describe(self) -> dict[str, Any]:
+        """Return engine, version, properties and threads of the part that does the work, and all parts by name."""
+        parts = [self._reader.part, *self._heads]
+        described = {spec.name: part.describe() for spec, part in zip(self.bundle.manifest.chain(), parts, strict=True)}
+        first = described[self.bundle.manifest.chain()[0].name]
+        known = {name: first.get(name) for name in ("engine", "version", "properties", "threads")}
+        return {**known, "parts": described}
+
+    def close(self) -> None:
+        """Free the model. Closing twice is allowed; predicting afterwards is an EngineError."""
+        self._reader.close()
+        self._heads = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _first_engine(self) -> str:
+        return self.bundle.manifest.chain()[0].engine
+
+    def probabilities_of(self, vectors: Array) -> NDArray[np.float32]:
+        """Return the probability of each label, [N, L], for vectors [N, H] that `embed` gave before.
+
+        Raises:
+            EngineError: this bundle has no encoder apart from its head.
+        """
+        if "embed" not in self.capabilities:
+            raise EngineError(f"{self.bundle.source}: this bundle takes no embeddings: its model ends in label scores")
+        return self._finish(vectors)
+
+    def _probabilities(self, texts: Sequence[str], batch_size: int) -> NDArray[np.float32]:
+        values, owners = self._reader.read(texts, batch_size=batch_size)
+        values = self._finish(values)
+        return values if owners is None else owners.mean(values)
+
+    def _finish(self, values: Array) -> NDArray[np.float32]:
+        for head in self._heads:
+            values = head.run(values)
+        if values.ndim != 2 or values.shape[1] != len(self.labels):
+            raise EngineError(
+                f"{self.bundle.source}: the model gives {values.shape[-1]} scores and the bundle has "
+                f"{len(self.labels)} labels"
+            )
+        if self._last == "logits":
+            values = activate(values, multi_label=self.multi_label, temperature=self.bundle.manifest.temperature)
+        return np.asarray(values, dtype=np.float32)
+
+
+def activate(logits: Array, *, multi_label: bool, temperature: float) -> NDArray[np.float32]:
+    """Return softmax (or sigmoid) of ``logits * temperature``, [N, L]."""
+    scaled = np.asarray(logits, dtype=np.float32) * np.float32(temperature)
+    if multi_label:
+        # tanh neither overflows nor warns, whatever the logit.
+        sigmoid: NDArray[np.float32] = 0.5 * (1.0 + np.tanh(0.5 * scaled))
+        return sigmoid
+    scaled -= scaled.max(axis=1, keepdims=True)
+    np.exp(scaled, out=scaled)
+    scaled /= scaled.sum(axis=1, keepdims=True)
+    return scaled
+
+
+def clean(texts: Sequence[str]) -> list[str]:
+    """Clean texts as the reader of training data does, so that the model sees here what it saw there."""
+    return [clean_text(text).text for text in texts]
+
+
+def _many(inputs: Sequence[Any]) -> Sequence[Any]:
+    if isinstance(inputs, str | bytes):
+        raise EngineError("predict takes a list of texts, got one text", hint="predict([text])[0]")
+    return inputs
+
+
+def _text(value: Any, index: int) -> str:
+    try:
+        return text_of(value)
+    except (TypeError, AttributeError) as error:
+        raise EngineError(f"input {index} is a {type(value).__name__}, not a text") from error
+
+
+class _Closed:
+    """Stands for the parts of a closed engine."""
+
+    output = "closed"
+
+    def run(self, items: Any) -> NoReturn:
+        raise EngineError("this engine is closed", hint="open the bundle again")
+
+    def describe(self) -> NoReturn:
+        raise EngineError("this engine is closed", hint="open the bundle again")

@@ -1,0 +1,1 @@
+"""Packing: a Model into an engine's format, with the proof that both agree."""

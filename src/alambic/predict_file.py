@@ -1,0 +1,192 @@
+"""Predict a file into a file: one JSON object a line, in order, resumable, a bad row never stops the good ones.
+
+Answers go to `OUTPUT.part` and the finished file is renamed to `OUTPUT`. When an earlier run of the same bundle on
+the same input was interrupted, its complete lines are kept and the rest is computed. Light: no torch, no scikit-learn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from alambic.data.clean import clean_text
+from alambic.data.read import Row, iter_rows
+from alambic.errors import DataError, EngineError, WorkspaceError
+from alambic.events import Note, Progress, Work
+from alambic.kinds.classify import Prediction
+from alambic.workspace import on_disk
+
+if TYPE_CHECKING:
+    from alambic.engines import ClassifyEngine
+    from alambic.task import DataSpec
+
+_BATCH = 256
+# What we write; a column of the input by one of these names would be taken for our answer.
+_OURS = ("prediction", "confidence", "abstained", "scores", "error")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """How a file was predicted: rows written, rows in error, rows kept from an interrupted run."""
+
+    rows: int
+    errors: int
+    resumed: int
+    seconds: float
+
+
+def to_json(prediction: Prediction, *, multi_label: bool, top_k: int | None = None) -> dict[str, Any]:
+    """Return the public JSON form of a prediction; `top_k` adds that many labels' probabilities."""
+    value: Any = list(prediction.labels) if multi_label else prediction.label
+    answer: dict[str, Any] = {"prediction": value, "confidence": round(prediction.confidence, 6), "abstained": False}
+    if top_k:
+        best = sorted(prediction.scores.items(), key=lambda item: -item[1])[:top_k]
+        answer["scores"] = {name: round(p, 6) for name, p in best}
+    return answer
+
+
+def predict_file(
+    engine: ClassifyEngine, source: Path, target: Path, *, spec: DataSpec, bundle_seal: str, top_k: int | None = None
+) -> Work[FileResult]:
+    """Predict every row of `source` into `target`.
+
+    Raises:
+        DataError: `source` is missing or unusable as a whole.
+        WorkspaceError: `target` cannot be written; what was computed stays in `TARGET.part`.
+    """
+    began = time.perf_counter()
+    part = target.with_name(target.name + ".part")
+    stamp = _stamp(source, [bundle_seal, top_k, spec.text, spec.encoding, spec.separator])
+    with on_disk(target):
+        resumed, errors = _resume(part, stamp)
+        if resumed:
+            yield Note(f"{part.name}: {resumed:,} rows were there, going on from row {resumed + 1:,}")
+        rows = islice(iter_rows(source, spec), resumed, None)
+        done, replaced = resumed, set[str]()
+        with open(part, "a", encoding="utf-8", newline="\n") as out:
+            for batch in _batches(rows):
+                replaced.update(name for row in batch for name in _OURS if name in row.fields)
+                errors += _answer(engine, batch, spec, out, top_k)
+                done += len(batch)
+                elapsed = time.perf_counter() - began
+                yield Progress("predict", done, 0, {"rows/s": (done - resumed) / elapsed, "errors": float(errors)})
+            out.flush()
+            os.fsync(out.fileno())
+        if replaced:
+            yield Note(f"{source.name}: columns replaced in the output: {', '.join(sorted(replaced))}", "warning")
+        part.replace(target)
+        _stamp_file(part).unlink(missing_ok=True)
+    return FileResult(done, errors, resumed, time.perf_counter() - began)
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while batch := list(islice(rows, _BATCH)):
+        yield batch
+
+
+def _answer(engine: ClassifyEngine, rows: list[Row], spec: DataSpec, out: TextIO, top_k: int | None) -> int:
+    """Write one line per row; return how many are errors."""
+    column = spec.text or "text"
+    texts: list[tuple[int, str]] = []
+    answers: list[dict[str, Any]] = []
+    for i, row in enumerate(rows):
+        answer = {name: _plain(value) for name, value in row.fields.items() if name not in _OURS}
+        text = row.fields.get(column)
+        if row.error is not None:
+            answer["error"] = f"{row.where}: {row.error}"
+        elif not isinstance(text, str) or not clean_text(text).text:
+            answer["error"] = f"{row.where}: no text in column {column!r}"
+        else:
+            texts.append((i, text))
+        answers.append(answer)
+    for (i, _), result in zip(texts, _predictions(engine, [t for _, t in texts], top_k), strict=True):
+        if "error" in result:
+            result = {"error": f"{rows[i].where}: {result['error']}"}
+        answers[i].update(result)
+    out.writelines(_line(answer) + "\n" for answer in answers)
+    return sum("error" in answer for answer in answers)
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN: an empty cell of Parquet is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(answer: dict[str, Any]) -> str:
+    text = json.dumps(answer, ensure_ascii=False, default=str)
+    # A lone surrogate of the input cannot be written as UTF-8; escaped, it comes back as it was.
+    return text if _SURROGATE.search(text) is None else json.dumps(answer, default=str)
+
+
+def _predictions(engine: ClassifyEngine, texts: list[str], top_k: int | None) -> list[dict[str, Any]]:
+    multi = engine.multi_label
+    try:
+        return [to_json(p, multi_label=multi, top_k=top_k) for p in engine.predict(texts)]
+    except EngineError:
+        return [_one(engine, text, top_k) for text in texts]
+
+
+def _one(engine: ClassifyEngine, text: str, top_k: int | None) -> dict[str, Any]:
+    try:
+        return to_json(engine.predict([text])[0], multi_label=engine.multi_label, top_k=top_k)
+    except EngineError as error:
+        return {"error": error.message}
+
+
+def _stamp(source: Path, how: list[Any]) -> str:
+    try:
+        state = source.stat()
+    except OSError as error:
+        raise DataError(f"{source}: {error.strerror}") from error
+    identity = [str(source.resolve()), state.st_size, state.st_mtime_ns, *how]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _stamp_file(part: Path) -> Path:
+    return part.with_name(part.name + ".stamp")
+
+
+def _resume(part: Path, stamp: str) -> tuple[int, int]:
+    """Keep the complete lines of an interrupted run of the same work; return how many, and how many are errors."""
+    mark = _stamp_file(part)
+    if not part.exists() or not mark.exists() or mark.read_text("utf-8") != stamp:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"")
+        mark.write_text(stamp, "utf-8")
+        return 0, 0
+    lines = errors = whole = 0
+    with open(part, "rb") as handle:
+        for line in handle:
+            try:
+                answer = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                break
+            if not isinstance(answer, dict):
+                break
+            whole += len(line)
+            lines += 1
+            errors += "error" in answer
+    os.truncate(part, whole)
+    return lines, errors
+
+
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Refuse to overwrite `target` unless `force`.
+
+    Raises:
+        WorkspaceError: the file exists, or is a folder.
+    """
+    if target.is_dir():
+        raise WorkspaceError(f"{target}: is a folder", hint="name a file with --output")
+    if target.exists() and not force:
+        raise WorkspaceError(f"{target}: exists already", hint="add --force to overwrite it")

@@ -1,0 +1,191 @@
+"""`POST /v1/classify`: reads a request, waits for its predictions, writes the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from alambic.errors import nearest
+from alambic.kinds.classify import Prediction
+from alambic.serve.batcher import Batcher, Job, Outcome
+from alambic.serve.errors import CLIENT_GONE, ApiError, from_engine
+from alambic.serve.limits import Limits, read_body
+from alambic.serve.models import LoadedBundle
+
+_KEYS = ("input", "model", "top_k")
+
+
+@dataclass(frozen=True)
+class Classify:
+    """A request that was checked."""
+
+    texts: tuple[str, ...]
+    many: bool
+    model: str
+    top_k: int | None
+
+    def param(self, index: int) -> str:
+        """Name the text `index` as the client wrote it."""
+        return f"input[{index}]" if self.many else "input"
+
+
+async def answer(
+    request: Request, *, models: Mapping[str, LoadedBundle], batchers: Mapping[str, Batcher], limits: Limits
+) -> Response:
+    """Answer one request.
+
+    Raises:
+        ApiError: it is refused.
+    """
+    began = time.perf_counter()
+    try:
+        body = await read_body(request, limits)
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_GONE)
+    classify = parse(body, models=models, limits=limits)
+    job = batchers[classify.model].submit([text for text in classify.texts if text.strip()])
+    if not await _finished(request, batchers[classify.model], job):
+        return Response(status_code=CLIENT_GONE)
+    return JSONResponse(
+        {
+            "object": "list",
+            "model": classify.model,
+            "data": _entries(classify, job, multi_label=models[classify.model].multi_label),
+            "usage": {"texts": len(classify.texts), "characters": sum(map(len, classify.texts))},
+            "timings": _timings(job, began),
+        }
+    )
+
+
+def parse(body: bytes, *, models: Mapping[str, LoadedBundle], limits: Limits) -> Classify:
+    """Read and check the body of a request.
+
+    Raises:
+        ApiError: 400, or 404 for an unknown model; `param` names what is wrong.
+    """
+    data = _object(body)
+    for key in data:
+        if key not in _KEYS:
+            shown = key[:80].encode(errors="replace").decode()
+            message = f"unknown parameter {shown!r}; {nearest(shown, _KEYS)}"
+            raise ApiError(400, "unknown_parameter", message, param=shown)
+    if "input" not in data:
+        raise ApiError(400, "missing_parameter", "'input' is missing: a text, or a list of texts", param="input")
+    given = data["input"]
+    texts = given if isinstance(given, list) else [given]
+    for index, text in enumerate(texts):
+        _check_text(text, f"input[{index}]" if isinstance(given, list) else "input")
+    if not texts:
+        raise ApiError(400, "empty_input", "'input' is an empty list; send at least one text", param="input")
+    if len(texts) > limits.max_texts:
+        message = f"'input' holds {len(texts)} texts; at most {limits.max_texts} go in one request"
+        raise ApiError(400, "too_many_texts", message, param="input")
+    return Classify(tuple(texts), isinstance(given, list), _model(data.get("model"), models), _top_k(data.get("top_k")))
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        message = f'the body is not JSON ({reason}); send {{"input": "a text"}}'
+        raise ApiError(400, "invalid_json", message) from error
+    if not isinstance(data, dict):
+        message = f'the body is {_kind(data)}, not an object; send {{"input": "a text"}}'
+        raise ApiError(400, "wrong_type", message)
+    return data
+
+
+def _check_text(text: object, where: str) -> None:
+    if not isinstance(text, str):
+        wanted = "a text" if "[" in where else "a text or a list of texts"
+        raise ApiError(400, "wrong_type", f"'{where}' is {_kind(text)}; it must be {wanted}", param=where)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ApiError(400, "invalid_unicode", f"'{where}' holds half of a surrogate pair, not valid text", param=where)
+
+
+def _model(name: object, models: Mapping[str, LoadedBundle]) -> str:
+    if name is None:
+        return next(iter(models))
+    if not isinstance(name, str):
+        raise ApiError(400, "wrong_type", f"'model' is {_kind(name)}; it must be a text", param="model")
+    if name not in models:
+        message = f"no model {name[:80]!r} here; {nearest(name[:80], models)}"
+        raise ApiError(404, "model_not_found", message, param="model")
+    return name
+
+
+def _top_k(value: object) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        got = value if isinstance(value, int) and not isinstance(value, bool) else _kind(value)
+        raise ApiError(400, "wrong_type", f"'top_k' is {got}; it must be a whole number from 1", param="top_k")
+    return value
+
+
+def _kind(value: object) -> str:
+    """Name the JSON type of `value`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names[type(value)]
+
+
+async def _finished(request: Request, batcher: Batcher, job: Job) -> bool:
+    """Wait for `job`; drop it and return False if the client goes away first."""
+    if not job.texts:
+        batcher.drop(job)
+        return True
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({job.done, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if job.done.cancelled():
+            raise ApiError(500, "internal_error", "the server failed; its log has the details")
+        return job.done.done()
+    finally:
+        gone.cancel()
+        if not job.done.done():
+            batcher.drop(job)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _entries(classify: Classify, job: Job, *, multi_label: bool) -> list[dict[str, Any]]:
+    """Return `data`: one text that fails has its error there, but when all fail the first error is the answer."""
+    predicted = iter(range(len(job.texts)))
+    blank = ApiError(400, "empty_text", "the text is empty")
+    errors: list[ApiError] = []
+    entries: list[dict[str, Any]] = []
+    for index, text in enumerate(classify.texts):
+        outcome: Outcome = job.outcomes[next(predicted)] if text.strip() else blank
+        if isinstance(outcome, Prediction):
+            ranked = sorted(outcome.scores.items(), key=lambda item: -item[1])
+            labels = list(outcome.labels) if multi_label else outcome.label
+            scores = dict(ranked[: classify.top_k])
+            entries.append({"index": index, "prediction": labels, "confidence": outcome.confidence, "scores": scores})
+        else:
+            errors.append(from_engine(outcome, param=classify.param(index)))
+            entries.append({"index": index, "error": errors[-1].body()})
+    if len(errors) == len(entries):
+        raise errors[0]
+    return entries
+
+
+def _timings(job: Job, began: float) -> dict[str, float]:
+    total = time.perf_counter() - began
+    queue = (job.started or job.queued) - job.queued
+    seconds = {"queue_ms": queue, "engine_ms": job.engine_s, "total_ms": total}
+    return {name: round(1000 * value, 3) for name, value in seconds.items()}

@@ -1,0 +1,287 @@
+"""Task: `task.toml` parsed, validated whole, frozen. The only configuration a user writes.
+
+Every error names the file, the line, the key, the value got and the values allowed; all errors of a file are reported
+together. Unknown keys are errors. `json_schema()` describes the file for editors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from alambic.errors import TaskError, nearest
+from alambic.kinds.classify import DEFAULT_CANDIDATES, METRICS, MULTI_LABEL_METRICS
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+LongMode = Literal["windows", "head", "head_tail", "error"]
+Prefer = Literal["quality", "p95_ms", "size_mb", "j_per_request"]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSpec(_Spec):
+    """What the task is."""
+
+    name: Name = Field(description="Short name: letters, digits, dot, dash, underscore. Names the run folder.")
+    kind: Literal["classify"] = Field(description="What goes in and what comes out.")
+    description: str = Field("", description="One sentence on the task, copied to the model card.")
+    multi_label: bool = Field(False, description="True when a text may carry several labels, or none.")
+    seed: int = Field(0, ge=0, description="Seed of every random choice. 0 is a seed.")
+    threads: int | None = Field(None, ge=1, description="Threads used to train and measure; all cores when absent.")
+
+
+class DataSpec(_Spec):
+    """Where the examples are and how to read them."""
+
+    train: str = Field(description="File (csv, tsv, jsonl, parquet) or folder of .txt files per label.")
+    dev: str | None = Field(None, description="Rows that decide. Taken from train when absent.")
+    test: str | None = Field(None, description="Rows scored once, at the end. Set aside from train when absent.")
+    text: str | None = Field(None, description="Name of the text column; guessed and printed when absent.")
+    label: str | None = Field(None, description="Name of the label column; guessed and printed when absent.")
+    group: str | None = Field(None, description="Column whose equal values never fall on both sides of a split.")
+    long: LongMode = Field("windows", description="What to do with a text longer than the model reads.")
+    encoding: str | None = Field(None, description="Character encoding; detected when absent.")
+    separator: str | None = Field(None, min_length=1, max_length=1, description="CSV separator; detected when absent.")
+    label_separator: str | None = Field(None, min_length=1, description="Between labels of one row (multi_label).")
+    licence: str | None = Field(None, description="Licence of the data (SPDX name), copied to the model card.")
+    test_share: float = Field(0.15, gt=0.0, lt=0.9, description="Share of train set aside as test when none is given.")
+
+
+class BaseSpec(_Spec):
+    """The encoder that candidates start from."""
+
+    name: str = Field("all-minilm-l6-v2", description="A name of `alambic bases`, a local folder, or a hub id.")
+    revision: str | None = Field(None, description="Commit or tag on the hub.")
+    max_tokens: int | None = Field(None, ge=8, description="Tokens read at once; the base's own limit when absent.")
+
+
+class Budget(_Spec):
+    """What the bundle must meet. Absent limits do not bind."""
+
+    quality: dict[str, float] = Field(default_factory=dict, description="Floors by metric, as shares (0.9 is 90 %).")
+    p95_ms: float | None = Field(None, gt=0, description="95th percentile of the time of one text, in milliseconds.")
+    size_mb: float | None = Field(None, gt=0, description="Size of the whole bundle, in 10^6 bytes.")
+    peak_ram_mb: float | None = Field(None, gt=0, description="Peak memory of a predicting process, in 10^6 bytes.")
+    j_per_request: float | None = Field(None, gt=0, description="Energy of one text, in joules.")
+    build_minutes: float | None = Field(None, gt=0, description="Wall time that the build may take.")
+    prefer: Prefer | None = Field(None, description="Decides among those that meet every limit.")
+    give_up: float = Field(0.0, ge=0, description="Points of quality that may be given up for `prefer` when tied.")
+
+    @field_validator("quality")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        for metric, floor in value.items():
+            if not 0.0 <= floor <= 1.0:
+                raise ValueError(f"{metric} = {floor:g} is not a share between 0 and 1 (write 0.9 for 90 %)")
+        return value
+
+
+class CandidateSpec(_Spec):
+    """One model to try; `recipe` overrides the defaults of its step."""
+
+    name: str = Field(description="A name of the ladder: " + ", ".join(DEFAULT_CANDIDATES) + ".")
+    recipe: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Options of its step.")
+
+
+class _File(_Spec):
+    task: TaskSpec
+    data: DataSpec
+    base: BaseSpec = BaseSpec()  # type: ignore[call-arg]
+    budget: Budget = Budget()  # type: ignore[call-arg]
+    candidate: tuple[CandidateSpec, ...] = ()
+    recipe: dict[str, bool | int | float | str] | None = Field(None, description="Sugar for one `finetune` candidate.")
+
+
+class Task(BaseModel):
+    """A validated task; `root` is the folder that the paths of `data` start from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path
+    source: str
+    task: TaskSpec
+    data: DataSpec
+    base: BaseSpec
+    budget: Budget
+    candidates: tuple[CandidateSpec, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.task.name
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may carry several labels."""
+        return self.task.multi_label
+
+    @property
+    def seed(self) -> int:
+        """Seed of every random choice."""
+        return self.task.seed
+
+    @property
+    def root(self) -> Path:
+        """Folder of the task file."""
+        return self.path.parent
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the file's text."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the quality metrics, the one that decides first."""
+        names = MULTI_LABEL_METRICS if self.multi_label else METRICS
+        floor = next(iter(self.budget.quality), None)
+        return names if floor is None else (floor, *(n for n in names if n != floor))
+
+    def path_of(self, name: str) -> Path:
+        """Resolve a path of the task file."""
+        return (self.root / name).expanduser().resolve()
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the task file, for editors."""
+    schema = _File.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "alambic task file"}
+
+
+def load_task(path: Path | str) -> Task:
+    """Read and validate a task file.
+
+    Raises:
+        TaskError: the file is missing, is not TOML, or breaks its schema; every fault is listed with its line.
+    """
+    path = Path(path).resolve()
+    source = _read(path)
+    try:
+        raw = tomllib.loads(source)
+    except tomllib.TOMLDecodeError as error:
+        raise TaskError(f"{path.name}: not valid TOML: {error}", hint="see docs/guides/task-file.md") from error
+    return parse_task(raw, source, path)
+
+
+def parse_task(raw: dict[str, Any], source: str, path: Path) -> Task:
+    """Validate the parsed content `raw` of a task file whose text is `source`."""
+    try:
+        file = _File.model_validate(raw)
+    except ValidationError as error:
+        faults = [_describe(fault, source, path.name) for fault in error.errors()]
+        raise TaskError("\n".join(faults), hint="alambic check --schema prints every key and its values") from error
+    names = tuple(file.candidate) or _default_candidates(file.recipe)
+    task = Task(
+        path=path, source=source, task=file.task, data=file.data, base=file.base, budget=file.budget, candidates=names
+    )
+    wrong = [*_candidate_faults(task), *_budget_faults(task)]
+    if wrong:
+        raise TaskError("\n".join(f"{path.name}:{_line(source, where)}: {text}" for where, text in wrong))
+    return task
+
+
+def _default_candidates(recipe: dict[str, Any] | None) -> tuple[CandidateSpec, ...]:
+    if recipe is not None:
+        return (CandidateSpec(name="finetune", recipe=recipe),)
+    return tuple(CandidateSpec(name=name) for name in DEFAULT_CANDIDATES)
+
+
+def _candidate_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
+    faults: list[tuple[tuple[str | int, ...], str]] = []
+    seen: set[str] = set()
+    for i, candidate in enumerate(task.candidates):
+        loc = ("candidate", i, "name")
+        if candidate.name not in DEFAULT_CANDIDATES:
+            faults.append(
+                (loc, f"candidate[{i}].name: {candidate.name!r}; {nearest(candidate.name, DEFAULT_CANDIDATES)}")
+            )
+        if candidate.name in seen:
+            faults.append((loc, f"candidate[{i}].name: {candidate.name!r} is there twice"))
+        seen.add(candidate.name)
+    return faults
+
+
+def _budget_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
+    known = MULTI_LABEL_METRICS if task.multi_label else METRICS
+    faults: list[tuple[tuple[str | int, ...], str]] = []
+    for metric in task.budget.quality:
+        if metric not in known:
+            faults.append(
+                (("budget", "quality"), f"budget.quality: unknown metric {metric!r}; {nearest(metric, known)}")
+            )
+    budget = task.budget
+    if budget.prefer == "quality" and budget.give_up > 0:
+        text = "budget.give_up: contradicts prefer = 'quality', which gives up nothing"
+        faults.append((("budget", "give_up"), text))
+    if budget.size_mb is not None and budget.peak_ram_mb is not None and budget.peak_ram_mb < budget.size_mb:
+        text = f"budget.peak_ram_mb = {budget.peak_ram_mb:g} is under budget.size_mb = {budget.size_mb:g}"
+        faults.append((("budget", "peak_ram_mb"), text + "; a bundle is read into memory, so size_mb can never bind"))
+    return faults
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        hint = f"here there is {', '.join(near)}" if near else "alambic new FOLDER writes a first task"
+        raise TaskError(f"{path}: no such task file", hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path.name}: not UTF-8 (byte {error.start})", hint="save the task file as UTF-8") from error
+    except OSError as error:
+        raise TaskError(f"{path}: {error.strerror}") from error
+
+
+def _describe(fault: Any, source: str, file: str) -> str:
+    loc: tuple[str | int, ...] = fault["loc"]
+    where = f"{file}:{_line(source, loc)}: {_dotted(loc)}"
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key; {nearest(str(loc[-1]), _fields_at(loc[:-1]))}"
+    if kind == "missing":
+        return f"{where}: missing"
+    if kind == "literal_error":
+        return f"{where} = {fault['input']!r}; allowed: {fault['ctx']['expected']}"
+    if kind == "value_error":
+        return f"{where}: {fault['ctx']['error']}"
+    return f"{where} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+
+
+def _fields_at(loc: tuple[str | int, ...]) -> list[str]:
+    models: dict[str, type[BaseModel]] = {
+        "task": TaskSpec, "data": DataSpec, "base": BaseSpec, "budget": Budget, "candidate": CandidateSpec,
+    }  # fmt: skip
+    return list(models[str(loc[0])].model_fields if loc else _File.model_fields)
+
+
+def _dotted(loc: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _line(source: str, loc: tuple[str | int, ...]) -> int:
+    """Line of the key at `loc`, or of the deepest enclosing table that is in the file (1 when none is)."""
+    table, index, best = str(loc[0]) if loc else "", -1, 1
+    wanted = next((p for p in loc if isinstance(p, int)), None)
+    key = next((str(p) for p in reversed(loc[1:]) if isinstance(p, str)), None)
+    inside = False
+    for number, line in enumerate(source.splitlines(), 1):
+        header = re.match(r"\s*\[\[?\s*([^\]\s]+)\s*\]", line)
+        if header:
+            index += header.group(1) == table
+            inside = header.group(1).split(".")[0] == table and (wanted is None or index == wanted)
+            best = number if inside else best
+        elif (inside and key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line)) or (
+            len(loc) == 1 and re.match(rf"\s*{re.escape(table)}\s*=", line)
+        ):
+            return number
+    return best

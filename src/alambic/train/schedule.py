@@ -1,0 +1,56 @@
+"""Learning rates: warm-up then decay, one rate a layer, and which weights are trained."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from alambic.model.encoder import Encoder
+
+_LAYER = re.compile(r"\blayers?\.(\d+)\.")
+
+
+def factor(step: int, *, total: int, warmup: float) -> float:
+    """Return the share of the peak rate at `step`: linear up over `warmup` of `total`, then linear down to zero."""
+    rise = max(1, round(total * warmup))
+    if step < rise:
+        return (step + 1) / rise
+    return max(0.0, (total - step) / max(1, total - rise))
+
+
+def freeze(encoder: Encoder, *, embeddings: str) -> None:
+    """Mark what is trained; the table of word embeddings (half of a small encoder) is left as it is when ``frozen``."""
+    table = encoder.backbone.get_input_embeddings()
+    table.weight.requires_grad_(embeddings == "trained")
+
+
+def groups(
+    encoder: Encoder, *, rate: float, head_rate: float, layer_decay: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return AdamW groups: the top layer learns at `rate`, each one below at `layer_decay` times the one above."""
+    trained = [(name, p) for name, p in encoder.backbone.named_parameters() if p.requires_grad]
+    numbers = [int(found[1]) for name, _ in trained if (found := _LAYER.search(name))]
+    depth = 1 + max(numbers, default=0)
+    table: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        found = _LAYER.search(name)
+        level = depth - 1 - int(found[1]) if found else depth
+        table.setdefault((level, parameter.ndim > 1), []).append(parameter)
+    made = [_group(p, rate * layer_decay**level, weight_decay if matrix else 0.0)
+            for (level, matrix), p in table.items()]  # fmt: skip
+    if encoder.head is not None:
+        made.append(_group(list(encoder.head.parameters()), head_rate, 0.0))
+    return made
+
+
+def _group(parameters: list[nn.Parameter], rate: float, weight_decay: float) -> dict[str, Any]:
+    return {"params": parameters, "lr": rate, "peak": rate, "weight_decay": weight_decay}
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set every group's rate to `share` of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
