@@ -79,5 +79,8 @@ def test_commands_shown_exist(page):
 
 def test_make_demo_calls_a_command_that_exists():
     line = re.search(r"-m alambic (\w+) (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
-    command = cli.get_command(click.Context(cli), line[1])
-    assert command.make_context(line[1], line[2].split()).params["task"] == Path("examples/field-service/task.toml")
+    context = click.Context(cli, **cli.context_settings)
+    command = cli.get_command(context, line[1])
+    assert command.make_context(line[1], line[2].split(), parent=context).params["task"] == Path(
+        "examples/field-service/task.toml"
+    )

@@ -49,8 +49,8 @@ def test_form_that_drops_least_is_kept_when_all_drop():
 
 
 def test_pack_form_gives_the_nearest_name_when_unknown(tmp_path):
-    with pytest.raises(PackError, match="unknown form 'onnx-int8'\n  hint: did you mean 'onnx-int8-dynamic'"):
-        drain(int8.pack_form("onnx-int8", tmp_path / "model", tmp_path / "part"))
+    with pytest.raises(PackError, match="unknown form 'onnx-int8-dynamc'\n  hint: did you mean 'onnx-int8-dynamic'"):
+        drain(int8.pack_form("onnx-int8-dynamc", tmp_path / "model", tmp_path / "part"))
 
 
 def test_choose_refuses_when_no_row_decides(tmp_path):
@@ -66,3 +66,11 @@ def test_pack_says_what_is_allowed_when_the_precision_is_unknown(tmp_path):
 def test_pack_asks_for_texts_when_static_int8_has_none(tmp_path):
     with pytest.raises(PackError, match="'int8' needs texts to calibrate on"):
         drain(openvino.pack(tmp_path / "model", tmp_path / "part", precision="int8"))
+
+
+@pytest.mark.parametrize(("flags", "kept"), [(["avx2"], False), (["avx512", "bf16"], True)])
+def test_forms_in_bf16_are_tried_only_where_the_cpu_has_it(flags, kept, monkeypatch):
+    monkeypatch.setattr(int8, "fingerprint", lambda: {"flags": flags})
+    assert ("openvino-bf16" in int8.suited(int8.FLOAT_FORMS)) is kept
+    assert ("openvino-int8-weights-bf16" in int8.suited(int8.INT8_FORMS)) is kept
+    assert "openvino-fp16" in int8.suited(int8.FLOAT_FORMS)

@@ -170,6 +170,27 @@ def test_openvino_8_bit_part_is_smaller_and_states_its_divergence(precision, mod
     assert proof["largest_difference"] > 0
 
 
+@pytest.mark.parametrize(("precision", "lowest", "highest"), [("int8", 0, 255), ("int8-signed", -64, 64)])
+def test_onnx_8_bit_weights_keep_to_the_range_that_every_cpu_adds_without_overflow(
+    precision, lowest, highest, model, graphs, tmp_path
+):
+    library = pytest.importorskip("onnx")
+    drain(onnx.pack(model, tmp_path / "part", precision=precision, cache=graphs))
+    packed = library.load(tmp_path / "part" / "model.onnx")
+    entries = {entry.name: library.numpy_helper.to_array(entry) for entry in packed.graph.initializer}
+    weights = [entries[node.input[1]] for node in packed.graph.node if node.op_type == "MatMulInteger"]
+    assert len(weights) >= 12
+    assert min(w.min() for w in weights) >= lowest and max(w.max() for w in weights) <= highest
+    assert json.loads((tmp_path / "part" / "proof.json").read_text())["cosine"] > 0.9
+
+
+def test_likeness_tells_the_same_model_from_another(packed, graphs, tmp_path):
+    other = save_model(tmp_path / "other", seed=9)
+    unlike = drain(int8.pack_form("openvino-fp16", other, tmp_path / "unlike", cache=graphs)), tmp_path / "unlike"
+    found = int8.likeness({int8.REFERENCE: packed, "unlike": unlike, "like": packed}, TEXTS)
+    assert found["like"] == pytest.approx(1.0) and found["unlike"] < 0.999
+
+
 def test_pack_prints_nothing_when_it_quantises(model, graphs, tmp_path, capfd):
     drain(openvino.pack(model, tmp_path / "a", precision="int8", calibration=TEXTS, cache=graphs))
     drain(onnx.pack(model, tmp_path / "b", precision="int8", cache=graphs))

@@ -10,7 +10,7 @@ be told from none (paired 95% interval); if there is none, the form that drops l
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from alambic.engines import TextReader, open_part
 from alambic.errors import MissingExtra, PackError, nearest
 from alambic.events import Finished, Note, Progress, Started, Work
 from alambic.manifest import PartSpec
+from alambic.measure.machine import fingerprint
 from alambic.measure.metrics import indicators, paired_bootstrap
 from alambic.measure.speed import compare_speed
 from alambic.pack import onnx, openvino
@@ -41,18 +42,22 @@ class Form:
     properties: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
+_IN_BF16 = {**openvino.PROPERTIES, "INFERENCE_PRECISION_HINT": "bf16"}
 FLOAT_FORMS: dict[str, Form] = {
     "openvino-fp16": Form("openvino", "fp16", openvino.PROPERTIES),
+    "openvino-bf16": Form("openvino", "fp16", _IN_BF16),
     "onnx-fp16": Form("onnx", "fp16"),
 }
 INT8_FORMS: dict[str, Form] = {
     "openvino-int8-weights": Form("openvino", "int8-weights", openvino.PROPERTIES),
+    "openvino-int8-weights-bf16": Form("openvino", "int8-weights", _IN_BF16),
     # The engine quantises activations as they come, by groups: fast where the CPU has 8-bit dot products.
     "openvino-int8-dynamic": Form(
         "openvino", "int8-weights", {**openvino.PROPERTIES, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}
     ),
     "openvino-int8-static": Form("openvino", "int8", openvino.PROPERTIES),
     "onnx-int8-dynamic": Form("onnx", "int8"),
+    "onnx-int8-signed": Form("onnx", "int8-signed"),
 }
 FORMS = {**FLOAT_FORMS, **INT8_FORMS}
 REFERENCE = "openvino-fp16"
@@ -141,6 +146,12 @@ class Options:
     seed: int = 0
 
 
+def suited(forms: Iterable[str]) -> list[str]:
+    """Return those of `forms` that this CPU has instructions for; the engine would run the others as float32."""
+    has_bf16 = "bf16" in fingerprint()["flags"]
+    return [form for form in forms if has_bf16 or "bf16" not in form]
+
+
 def pack_form(
     form: str, model: Path, out: Path, *, calibration: Sequence[str] = (), cache: Path | None = None
 ) -> Work[PartSpec]:
@@ -170,7 +181,7 @@ def choose(
     rows: Dataset,
     *,
     calibration: Sequence[str],
-    forms: Sequence[str] = tuple(INT8_FORMS),
+    forms: Sequence[str] | None = None,
     options: Options = Options(),
 ) -> Work[Choice]:
     """Build `forms` and the float reference, measure them on `rows`, and leave the winner in `out`.
@@ -180,7 +191,7 @@ def choose(
         out: part folder to make.
         rows: labelled dev rows; they decide.
         calibration: texts of the training rows.
-        forms: names in `FORMS` to compare.
+        forms: names in `FORMS` to compare; None is every 8-bit form that suits this CPU.
         options: of the measurement.
 
     Raises:
@@ -192,6 +203,7 @@ def choose(
     yield Started("int8.choose")
     trials = out.with_name(f".{out.name}.forms")
     shutil.rmtree(trials, ignore_errors=True)
+    forms = suited(INT8_FORMS) if forms is None else forms
     names = [REFERENCE, *(name for name in forms if name != REFERENCE)]
     try:
         parts: dict[str, PartSpec] = {}
@@ -199,7 +211,7 @@ def choose(
         for done, name in enumerate(names):
             yield Progress("int8.choose", done, len(names) + 1)
             try:
-                parts[name] = yield from _pack_once(name, model, trials, parts, calibration, options.cache)
+                parts[name] = yield from pack_once(name, model, trials, parts, calibration, options.cache)
             except (PackError, MissingExtra) as error:
                 if name == REFERENCE:
                     raise
@@ -209,7 +221,7 @@ def choose(
         results = measure_forms(parts, trials, rows, options)
         best, why = decide_form([result for result in results if result.form in forms])
         with whole_folder(out) as folder:
-            shutil.copytree(_folder_of(best, trials), folder, dirs_exist_ok=True)
+            shutil.copytree(folder_of(best, trials), folder, dirs_exist_ok=True)
     finally:
         shutil.rmtree(trials, ignore_errors=True)
     yield Finished("int8.choose", 0.0)
@@ -234,6 +246,18 @@ def time_forms(
     return {name: speed.p50_ms.value for name, speed in speeds.items()}
 
 
+def likeness(
+    forms: Mapping[str, tuple[PartSpec, Path]], texts: Sequence[str], *, threads: int | None = None
+) -> dict[str, float]:
+    """Return the mean cosine of each packed form's outputs on `texts` with those of the reference form."""
+    rows = {}
+    for name, (part, folder) in forms.items():
+        with open_part(part, folder, threads=threads) as reader:
+            found = reader.run(texts)
+        rows[name] = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return {name: float((row * rows[REFERENCE]).sum(axis=1).mean()) for name, row in rows.items()}
+
+
 def decide_form(results: Sequence[FormResult]) -> tuple[str, str]:
     """Return the form to keep and the rule that decided."""
     good = [result for result in results if result.good]
@@ -255,7 +279,7 @@ def measure_forms(parts: Mapping[str, PartSpec], trials: Path, rows: Dataset, op
     with ExitStack() as stack:
         readers = {
             name: stack.enter_context(
-                open_part(part, _folder_of(name, trials), long=options.long, threads=options.threads)
+                open_part(part, folder_of(name, trials), long=options.long, threads=options.threads)
             )
             for name, part in parts.items()
         }
@@ -277,26 +301,27 @@ def measure_forms(parts: Mapping[str, PartSpec], trials: Path, rows: Dataset, op
                 agreement=float((answer == reference).all(axis=1).mean()),
                 p50_ms=speeds[name].p50_ms.value,
                 p95_ms=speeds[name].p95_ms.value,
-                size_mb=_size_mb(_folder_of(name, trials)),
+                size_mb=_size_mb(folder_of(name, trials)),
                 n=len(rows),
             )
         )
     return results
 
 
-def _pack_once(
+def pack_once(
     name: str, model: Path, trials: Path, parts: Mapping[str, PartSpec], calibration: Sequence[str], cache: Path | None
 ) -> Work[PartSpec]:
-    """Pack a form; one that differs from another in properties only takes its files."""
+    """Pack the form `name` under `trials`; one that differs from another in properties only takes its files."""
     form = FORMS[name]
     for other, part in parts.items():
         if (FORMS[other].engine, FORMS[other].precision) == (form.engine, form.precision):
             return replace(part, params={**part.params, "properties": dict(form.properties)})
-    part = yield from pack_form(name, model, _folder_of(name, trials), calibration=calibration, cache=cache)
+    part = yield from pack_form(name, model, folder_of(name, trials), calibration=calibration, cache=cache)
     return part
 
 
-def _folder_of(name: str, trials: Path) -> Path:
+def folder_of(name: str, trials: Path) -> Path:
+    """Return where `pack_once` puts the form `name`."""
     form = FORMS[name]
     return trials / f"{form.engine}-{form.precision}"
 

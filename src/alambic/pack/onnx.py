@@ -3,7 +3,8 @@
     spec = drain(pack(model, out, precision="int8"))
 
 Precisions: `fp32`; `fp16` stores half-precision weights that the runtime widens when it loads them; `int8` has 8-bit
-weights and quantises activations as they come, so it needs no calibration.
+weights and quantises activations as they come, so it needs no calibration; `int8-signed` too, with signed weights in 7
+bits: CPUs with VNNI or AMX have faster products for them.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from alambic.pack.proof import check_part
 from alambic.pack.scratch import whole_folder
 from alambic.pack.tokenizer import write_json
 
-Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS = ("fp32", "fp16", "int8")
+Precision = Literal["fp32", "fp16", "int8", "int8-signed"]
+PRECISIONS = ("fp32", "fp16", "int8", "int8-signed")
 
 
 def pack(model: Path, out: Path, *, precision: Precision, cache: Path | None = None) -> Work[PartSpec]:
@@ -56,7 +57,8 @@ def pack(model: Path, out: Path, *, precision: Precision, cache: Path | None = N
         converted = to_onnx(encoder, cache=cache)
         if precision == "fp16":
             store_half(converted)
-        content = quantise(converted) if precision == "int8" else converted.SerializeToString()
+        whole = not precision.startswith("int8")
+        content = converted.SerializeToString() if whole else quantise(converted, signed=precision == "int8-signed")
         (folder / "model.onnx").write_bytes(content)
         write_json(encoder, folder)
         yield Progress(stage, 1, 2)
@@ -104,8 +106,12 @@ def to_onnx(encoder: Encoder, *, cache: Path | None) -> Any:
     return _with_head(model, encoder)
 
 
-def quantise(model: Any) -> bytes:
-    """Return `model` with 8-bit weights and activations quantised as they come."""
+def quantise(model: Any, *, signed: bool) -> bytes:
+    """Return `model` with 8-bit weights and activations quantised as they come.
+
+    CPUs without VNNI add pairs of products with signed weights in 16 bits, which overflow: signed weights keep to 7
+    bits, and unsigned ones use all 8.
+    """
     onnx = _extras.load("onnx")
     quantization = _extras.load("onnxruntime.quantization")
     with tempfile.TemporaryDirectory() as scratch, graph.quiet():
@@ -114,10 +120,8 @@ def quantise(model: Any) -> bytes:
         # worth a warning, which this mark silences.
         quantization.quant_utils.add_pre_process_metadata(model)
         onnx.save(model, str(before))
-        # Unsigned weights: with signed ones, CPUs without VNNI add pairs of products in 16 bits, which overflow.
-        quantization.quantize_dynamic(
-            str(before), str(after), weight_type=quantization.QuantType.QUInt8, per_channel=True
-        )
+        kind = quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8
+        quantization.quantize_dynamic(str(before), str(after), weight_type=kind, per_channel=True, reduce_range=signed)
         return after.read_bytes()
 
 
