@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -56,112 +55,28 @@ def _rows() -> Any:
 
 
 def _ours() -> dict[str, Any]:
-    """Fine-tune with the defaults; dev scores are timed apart."""
+    """Fine-tune with the defaults, scored four times an epoch; the clock stops while it scores."""
     from alambic.events import drain
     from alambic.model.bases import resolve
-    from alambic.train import finetune as module
+    from alambic.train.finetune import FinetuneParams, finetune
 
     rows = _rows()
-    curve: list[dict[str, float]] = []
-    began = time.perf_counter()
-    spent = [0.0]
-    score = module._Run._score
-
-    def timed(self: Any) -> float:
-        start = time.perf_counter()
-        value = score(self)
-        spent[0] += time.perf_counter() - start
-        curve.append({"seconds": time.perf_counter() - began - spent[0], "dev": value})
-        say(f"  alambic {curve[-1]['seconds']:.0f} s: {value:.4f}")
-        return value
-
-    module._Run._score = timed  # type: ignore[method-assign]
-    base = resolve("all-minilm-l6-v2")
+    params = FinetuneParams(evaluations=4, patience=99)
     with tempfile.TemporaryDirectory() as folder:
-        params = module.FinetuneParams(evaluations=4, patience=99)
-        result = drain(module.finetune(base, rows.train, rows.dev, params=params, out=Path(folder) / "model"))
+        work = finetune(resolve("all-minilm-l6-v2"), rows.train, rows.dev, params=params, out=Path(folder) / "model")
+        result = drain(work)
+    curve = [{"seconds": point.seconds, "dev": point.dev} for point in result.history]
+    for point in curve:
+        say(f"  alambic {point['seconds']:.0f} s: {point['dev']:.4f}")
     return {"curve": curve, "best": result.best_dev, "n_dev": len(rows.dev)}
 
 
 def _trainer(rate: float, target: float, limit: float | None) -> dict[str, Any]:
-    """Fine-tune as transformers' documentation does, until the target or the limit."""
-    import numpy as np
-    import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
-
+    """Fine-tune with transformers' Trainer, until the target or the limit."""
+    import trainer
     from alambic.model.bases import resolve
 
     rows = _rows()
     base = resolve("all-minilm-l6-v2")
-    tokenizer = AutoTokenizer.from_pretrained(base.folder)
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(base.folder, num_labels=len(rows.train.labels))
-
-    def encode(part: Any) -> list[dict[str, Any]]:
-        ids = tokenizer(part.texts, truncation=True, max_length=256, padding=False)["input_ids"]
-        return [{"input_ids": i, "labels": t[0]} for i, t in zip(ids, part.targets(), strict=True)]
-
-    curve: list[dict[str, float]] = []
-    state = {"began": 0.0, "spent": 0.0}
-    every = max(1, len(rows.train) // 32 // 4)
-
-    class Watch(TrainerCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            state["began"] = time.perf_counter()
-
-        def on_step_end(self, args: Any, trainer_state: Any, control: Any, **kwargs: Any) -> Any:
-            if trainer_state.global_step % every:
-                return control
-            start = time.perf_counter()
-            value = _accuracy(model, rows.dev, tokenizer)
-            state["spent"] += time.perf_counter() - start
-            seconds = time.perf_counter() - state["began"] - state["spent"]
-            curve.append({"seconds": seconds, "dev": value})
-            say(f"  Trainer {rate:g} {seconds:.0f} s: {value:.4f}")
-            control.should_training_stop = value >= target or (limit is not None and seconds > limit)
-            return control
-
-    def _accuracy(model: Any, part: Any, tokenizer: Any) -> float:
-        model.eval()
-        hits = []
-        with torch.inference_mode():
-            for i in range(0, len(part), 64):
-                batch = tokenizer(part.texts[i : i + 64], return_tensors="pt", padding=True, truncation=True)
-                hits += list(
-                    model(**batch).logits.argmax(1).numpy() == np.array([t[0] for t in part.targets()[i : i + 64]])
-                )
-        model.train()
-        return float(np.mean(hits))
-
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            learning_rate=rate,
-            per_device_train_batch_size=32,
-            num_train_epochs=_EPOCHS,
-            lr_scheduler_type="linear",
-            warmup_steps=0.1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            logging_strategy="no",
-            seed=0,
-            use_cpu=True,
-            dataloader_num_workers=0,
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=encode(rows.train),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[Watch()],
-        )
-        trainer.train()
+    curve = trainer.train(base, rows.train, rows.dev, rate=rate, epochs=_EPOCHS, target=target, limit=limit)
     return {"curve": curve}

@@ -45,6 +45,15 @@ def test_top_k_adds_the_likeliest_labels(bundle, tmp_path):
     assert next(iter(scores.values())) == lines[0]["confidence"]
 
 
+def test_number_is_read_as_text_as_it_is_in_training(bundle, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"message": 404}\n{"message": {"a": 1}}\n{"message": null}\n')
+    ended, lines = predict(bundle, source, tmp_path / "out.jsonl")
+    assert ended.code == 1
+    assert "prediction" in lines[0] and lines[0]["message"] == 404
+    assert ["no text" in line.get("error", "") for line in lines] == [False, True, True]
+
+
 def test_bad_row_has_an_error_with_its_place_and_the_exit_code_is_one(bundle, tmp_path):
     source = tmp_path / "in.csv"
     source.write_text('id,message\n1,my refund\n2,\n3,"a "bad" quote"\n4,the technician\n5,\x00\x01\n')

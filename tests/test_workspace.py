@@ -124,3 +124,19 @@ def test_write_leaves_the_old_file_when_it_fails(tmp_path):
         write_text(path, "\ud800")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_run_folder_is_not_left_when_nothing_could_begin(tmp_path):
+    with pytest.raises(ValueError, match="bad data"), Workspace(tmp_path / "new").locked():
+        raise ValueError("bad data")
+    assert not (tmp_path / "new").exists()
+
+
+def test_run_folder_is_kept_when_a_stage_or_a_split_is_in_it(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("old", "split"):
+        workspace = Workspace(tmp_path / name)
+        with pytest.raises(ValueError, match="bad data"), workspace.locked():
+            (workspace.root / "splits.lock").write_text("{}") if name == "split" else None
+            raise ValueError("bad data")
+        assert workspace.root.is_dir()

@@ -11,7 +11,6 @@ AlambicError
  │    └── InputTooLong  the text is longer than the model reads and the task says `long = "error"`
  ├── WorkspaceError     the run folder cannot be used (permissions, lock, disk)
  ├── MissingExtra       an optional dependency is not installed
- └── BudgetMissed       no candidate meets the budget (exit code 3)
 
 A message says what, where, the value got and the values allowed; `hint` is the next thing to do.
 """
@@ -76,12 +75,6 @@ class WorkspaceError(AlambicError):
 
 class MissingExtra(AlambicError):
     """An optional dependency is needed and not installed."""
-
-
-class BudgetMissed(AlambicError):
-    """No candidate meets the budget; the nearest one was kept."""
-
-    exit_code = 3
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from alambic.data.clean import clean_text
-from alambic.data.read import Row, iter_rows
+from alambic.data.read import Row, cell_text, iter_rows
 from alambic.errors import DataError, EngineError, WorkspaceError
 from alambic.events import Note, Progress, Work
 from alambic.kinds.classify import Prediction
@@ -104,10 +104,10 @@ def _answer(engine: ClassifyEngine, rows: list[Row], spec: DataSpec, out: TextIO
         text = row.fields.get(column)
         if row.error is not None:
             answer["error"] = f"{row.where}: {row.error}"
-        elif not isinstance(text, str) or not clean_text(text).text:
+        elif isinstance(text, dict | list) or not clean_text(cell_text(text)).text:
             answer["error"] = f"{row.where}: no text in column {column!r}"
         else:
-            texts.append((i, text))
+            texts.append((i, cell_text(text)))
         answers.append(answer)
     for (i, _), result in zip(texts, _predictions(engine, [t for _, t in texts], top_k), strict=True):
         if "error" in result:

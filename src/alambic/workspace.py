@@ -76,6 +76,7 @@ class Workspace:
         self.root = root
         self.stages = root / "stages"
         self.ran: list[str] = []
+        self._made = not root.exists()
         with on_disk(root):
             self.stages.mkdir(parents=True, exist_ok=True)
             probe = root / ".write-probe"
@@ -93,7 +94,20 @@ class Workspace:
             if not _try_lock(handle.fileno()):
                 hint = "wait for it to end, or give this one another folder with --out"
                 raise WorkspaceError(f"{self.root}: another build is running here", hint=hint)
-            yield
+            try:
+                yield
+            except BaseException:
+                self._remove_if_unused()
+                raise
+
+    def _remove_if_unused(self) -> None:
+        """Leave no empty folder behind when what was asked could not even begin."""
+        if (
+            self._made
+            and not any(self.stages.iterdir())
+            and {p.name for p in self.root.iterdir()} <= {"lock", "stages"}
+        ):
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def folder_of(self, spec: StageSpec) -> Path:
         """Where the finished stage `spec` is, or will be."""

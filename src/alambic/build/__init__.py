@@ -18,7 +18,7 @@ from alambic.build.check import audit_rows
 from alambic.build.context import Context
 from alambic.build.final import Final, finish, is_written, write_result
 from alambic.build.plan import Plan, plan
-from alambic.build.prepare import prepare
+from alambic.build.prepare import find_base, prepare
 from alambic.build.trial import Trial, try_candidate
 from alambic.bundle import open_bundle
 from alambic.events import Event, Note, Work, drain
@@ -26,7 +26,7 @@ from alambic.measure.frontier import Choice, check_limits, choose
 from alambic.report.page import Report, write_page
 from alambic.report.plots import write_tradeoff
 from alambic.task import Task, load_task
-from alambic.workspace import StageSpec, on_disk
+from alambic.workspace import StageSpec, Workspace, on_disk
 
 __all__ = ["BuildResult", "build", "build_events", "plan_events"]
 
@@ -91,8 +91,11 @@ def build(
 
 def plan_events(task: Task, run: Path) -> Work[Plan]:
     """Validate, read the rows, predict the time, and stop; `run` keeps the split and the timing."""
-    ctx = yield from prepare(task, run)
-    made = yield from plan(ctx)
+    base = find_base(task)
+    workspace = Workspace(run)
+    with workspace.locked():
+        ctx = yield from prepare(task, base, workspace)
+        made = yield from plan(ctx)
     for note in (*made.notes, *_announce(made)):
         yield Note(note)
     return made
@@ -101,8 +104,10 @@ def plan_events(task: Task, run: Path) -> Work[Plan]:
 def build_events(task: Task, run: Path) -> Work[BuildResult]:
     """Build `task` into the folder `run`; a generator of events that returns the result."""
     began = time.perf_counter()
-    ctx = yield from prepare(task, run)
-    with ctx.workspace.locked():
+    base = find_base(task)
+    workspace = Workspace(run)
+    with workspace.locked():
+        ctx = yield from prepare(task, base, workspace)
         audit = yield from _audit(ctx)
         made = yield from plan(ctx)
         for note in (*made.notes, *_announce(made)):

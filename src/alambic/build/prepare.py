@@ -81,15 +81,13 @@ def find_base(task: Task) -> Base | None:
     return resolve(task.base, root=task.root)
 
 
-def prepare(task: Task, run: Path) -> Work[Context]:
-    """Return the context of a build; yields what was guessed and set aside.
+def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context]:
+    """Return the context of a build in `workspace`, which is locked; yields what was guessed and set aside.
 
     Raises:
-        TaskError, DataError, BaseModelError, WorkspaceError: each says what and where.
+        DataError: a file or its content cannot be used.
     """
-    base = find_base(task)
-    workspace = Workspace(run)
-    rows = read_rows(task, lock=run / LOCK)
+    rows = read_rows(task, lock=workspace.root / LOCK)
     for note in rows.notes:
         yield Note(note)
     splits = rows.splits

@@ -146,18 +146,18 @@ class _Reader:
         if isinstance(value, (dict, list)):
             self.bad.append(BadRow(row.where, f"{self.columns.text!r} is a {type(value).__name__}, not a text"))
             return None
-        cleaned = clean_text(_cell(value))
+        cleaned = clean_text(cell_text(value))
         if cleaned.removed:
             self.removed += cleaned.removed
             self.removed_first = self.removed_first or row.where
         if not cleaned.text:
             self.bad.append(BadRow(row.where, f"the text ({self.columns.text!r}) is empty"))
             return None
-        group = clean_name(_cell(row.fields.get(self.columns.group))) if self.columns.group else ""
+        group = clean_name(cell_text(row.fields.get(self.columns.group))) if self.columns.group else ""
         return Example(cleaned.text, (), row.where, group or None)
 
     def _labels(self, value: object) -> tuple[str, ...]:
-        names = [clean_name(_cell(v)) for v in self._split(value)]
+        names = [clean_name(cell_text(v)) for v in self._split(value)]
         names = [name for name in names if name]
         if self.multi_label:
             return tuple(sorted(set(names)))
@@ -193,7 +193,7 @@ def _columns(source: Source, spec: DataSpec | None, *, need_label: bool) -> Gues
     return choose_columns(names, sample, spec, where=source.path.name, need_label=need_label)
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
     """Return a value as the text its author meant: a label read from Parquet as 1.0 is 1."""
     if value is None or value != value:
         return ""
