@@ -7,8 +7,7 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,6 @@ from typing import Any, Literal
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alambic.data.dataset import Dataset
 from alambic.errors import TrainError, nearest
@@ -27,6 +25,7 @@ from alambic.train.batches import Row, batch_at, class_order, collate, epoch_ord
 from alambic.train.contrastive import supcon, with_label_names
 from alambic.train.head_start import fit_head, objective, predict
 from alambic.train.loop import Loop, Plan, Point
+from alambic.train.precision import autocast, threads
 from alambic.train.schedule import freeze, groups
 
 # Of a normalised vector: makes logits of a useful size, and the head's and layers' gradients comparable.
@@ -143,7 +142,7 @@ def finetune(
         BaseModelError: the base cannot be loaded.
     """
     _check(train, params)
-    with _threads(params.threads):
+    with threads(params.threads):
         modes = _modes(train, dev, params)
         done: list[FinetuneResult] = []
         for mode in modes:
@@ -311,7 +310,7 @@ class _Run:
     def _loss(self, rows: list[Row]) -> Tensor:
         spec = self.encoder.spec
         batch = collate(rows, pad_id=self.encoder.pad_id, n_labels=len(self.train.labels), multi_label=spec.multi_label)
-        with _autocast():
+        with autocast():
             pooled = self.encoder.pool(batch.ids, batch.mask)
         logits = self.encoder.classify(pooled.float())
         losses = objective(logits, batch.targets, weights=self.weights, smoothing=self.params.label_smoothing)
@@ -319,7 +318,7 @@ class _Run:
 
     def _contrastive_loss(self, rows: list[Row]) -> Tensor:
         # Classes mix lengths: the batch goes through in parts of like length, or half of it would be padding.
-        with _autocast():
+        with autocast():
             parts = list(_each(rows, self.encoder, batch_tokens=512))
         pooled = torch.cat([part for _, part in parts])
         targets = torch.tensor([rows[i].targets[0] for numbers, _ in parts for i in numbers])
@@ -339,7 +338,7 @@ class _Run:
         """Return what the head sees [N, H]: the weighted mean over the windows of each text."""
         features = torch.zeros(n, self.encoder.spec.hidden)
         self.encoder.eval()
-        with torch.no_grad(), _autocast():
+        with torch.no_grad(), autocast():
             for numbers, pooled in _each(rows, self.encoder):
                 weights = torch.tensor([rows[i].weight for i in numbers])
                 features.index_add_(0, torch.tensor([rows[i].text for i in numbers]), pooled * weights[:, None])
@@ -361,7 +360,7 @@ class _Run:
         assert dev is not None
         multi = dev.multi_label
         shares = torch.zeros(len(dev), len(dev.labels))
-        with _autocast():
+        with autocast():
             for numbers, pooled in _each(self.dev_rows, self.encoder):
                 logits = self.encoder.classify(pooled)
                 each = logits.sigmoid() if multi else logits.softmax(dim=1)
@@ -425,31 +424,3 @@ def _key(encoder: Encoder, train: Dataset, dev: Dataset | None, params: Finetune
         "threads": torch.get_num_threads(),
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _autocast() -> Iterator[None]:
-    if not has_bf16():
-        yield
-        return
-    # On short texts the fused bf16 attention takes 1.7 times as long a step as plain products (docs/lab-notes.md).
-    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def has_bf16() -> bool:
-    """Tell whether this CPU multiplies bf16 in hardware; emulated bf16 is slower than float32."""
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    probes: list[Callable[[], bool] | None] = [getattr(torch.cpu, name, None) for name in names]
-    return any(probe is not None and bool(probe()) for probe in probes)
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,6 +9,8 @@ import torch
 from alambic.data.dataset import Dataset
 from alambic.model.bases import Base
 from alambic.model.encoder import Encoder, pad
+from alambic.train.precision import autocast
+from alambic.train.precision import threads as using
 from alambic.train.schedule import freeze, groups
 
 _ROWS = 16
@@ -20,8 +22,11 @@ def time_training(base: Base, rows: Dataset, *, threads: int | None, seed: int) 
 
     Batches are rows of like length, as in training, from short to long.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    with using(threads):
+        return _time_steps(base, rows, seed)
+
+
+def _time_steps(base: Base, rows: Dataset, seed: int) -> float:
     torch.manual_seed(seed)
     encoder = Encoder.load(base).with_head(rows.labels, multi_label=rows.multi_label)
     freeze(encoder, embeddings="frozen")
@@ -34,7 +39,9 @@ def time_training(base: Base, rows: Dataset, *, threads: int | None, seed: int) 
         first = min(int(quantile * len(ids)), max(0, len(ids) - _ROWS))
         batch = ids[first : first + _ROWS]
         began = time.perf_counter()
-        encoder(*pad(batch, pad_id=encoder.pad_id)).square().mean().backward()
+        with autocast():
+            pooled = encoder.pool(*pad(batch, pad_id=encoder.pad_id))
+        encoder.classify(pooled.float()).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         if step > 0:
