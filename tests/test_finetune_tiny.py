@@ -250,3 +250,27 @@ def test_params_refuse_a_value_of_the_wrong_type():
 @pytest.mark.parametrize(("rows", "epochs"), [(100, 8.0), (5_000, 4.0), (50_000, 3.0)])
 def test_default_epochs_fall_when_rows_grow(rows, epochs):
     assert module.default_epochs(rows) == epochs
+
+
+@pytest.mark.parametrize(("line", "rate"), [(0.0, 1e-4), (1.1, 2e-4)])
+def test_rate_is_lower_when_the_fitted_head_is_nearly_right(base, tmp_path, monkeypatch, line, rate):
+    monkeypatch.setattr(module, "_NEARLY_RIGHT", line)
+    params = replace(QUICK, learning_rate=None, epochs=1)
+    result = drain(finetune(base, colours(24), colours(12, seed=1), params=params, out=tmp_path / "model"))
+    assert result.learning_rate == rate
+
+
+def test_refit_at_the_rate_found_gives_the_same_weights_as_stating_it(base, tmp_path):
+    train, dev = colours(24), colours(12, seed=1)
+    found = drain(finetune(base, train, dev, params=replace(QUICK, learning_rate=None), out=tmp_path / "found"))
+    stated = replace(QUICK, learning_rate=found.learning_rate)
+    drain(finetune(base, train, dev, params=stated, out=tmp_path / "stated"))
+    assert same(weights(tmp_path / "found"), weights(tmp_path / "stated"))
+
+
+def test_plain_way_trains_without_dropout_unless_it_is_asked_for(base, tmp_path):
+    train = colours(24)
+    for name, dropout in (("default", None), ("none", 0.0), ("some", 0.5)):
+        drain(finetune(base, train, None, params=replace(STEPS, dropout=dropout), out=tmp_path / name))
+    assert same(weights(tmp_path / "default"), weights(tmp_path / "none"))
+    assert not same(weights(tmp_path / "default"), weights(tmp_path / "some"))

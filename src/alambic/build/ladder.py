@@ -170,6 +170,7 @@ def _train_encoder(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | 
         f"finetune.{tag}",
         {k: v for k, v in asdict(params).items() if k != "checkpoint_seconds"},
         inputs,
+        version=2,
         libraries=("torch", "transformers", "tokenizers"),
     )
 
@@ -178,7 +179,10 @@ def _train_encoder(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | 
         if result.interrupted:
             raise KeyboardInterrupt
         history = [asdict(point) for point in result.history]
-        return {"steps": result.steps, "best_dev": result.best_dev, "mode": result.mode, "history": history}
+        return {
+            "steps": result.steps, "learning_rate": result.learning_rate, "best_dev": result.best_dev,
+            "mode": result.mode, "history": history,
+        }  # fmt: skip
 
     stage = yield from ctx.workspace.run(spec, work, resumable=True)
     return stage
@@ -202,7 +206,7 @@ def _refit(ctx: Context, recipe: Recipe, model: Stage, rows: int) -> Recipe:
     """Say how the same is trained on all rows: the steps found are scaled so that each row is seen as many times."""
     steps = max(1, round(model.result["steps"] * len(ctx.train) / rows))
     way = "on" if model.result["mode"] == "few-shot" else "off"
-    return {**recipe, "steps": steps, "few_shot": way}
+    return {**recipe, "steps": steps, "learning_rate": model.result["learning_rate"], "few_shot": way}
 
 
 def _finetune_params(recipe: Recipe, **known: Any) -> FinetuneParams:

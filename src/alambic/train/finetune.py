@@ -31,6 +31,10 @@ from alambic.train.schedule import freeze, groups
 # Of a normalised vector: makes logits of a useful size, and the head's and layers' gradients comparable.
 _SCALE = 16.0
 _DECAY, _FEW_DECAY = 1.0, 0.9
+_DROPOUT = 0.0  # of the plain way; the contrastive one keeps the base's own
+# Peak rate: where the head fitted on frozen embeddings is nearly right already, more undoes what the base knows.
+_RATE, _LOW_RATE, _FEW_RATE = 2e-4, 1e-4, 3e-4
+_NEARLY_RIGHT = 0.92
 _FEW = 20  # rows a class, median, up to which the contrastive way is tried
 _UNBALANCED = 4.0  # largest class over smallest
 
@@ -44,12 +48,12 @@ class FinetuneParams:
         epochs: passes over train at most; by data size when None.
         steps: exact number of steps, without dev (the refit on train and dev); overrides `epochs`.
         batch_size: rows a step.
-        learning_rate: peak rate of the top layer.
+        learning_rate: peak rate of the top layer; by mode and by how good the fitted head is on dev when None.
         head_learning_rate: peak rate of the head.
         layer_decay: rate of a layer over that above; 0.9 in the contrastive way and 1 otherwise when None.
         warmup: share of the steps spent rising.
         weight_decay: of matrices, not of biases.
-        dropout: in all layers; the base's own when None.
+        dropout: in all layers; none in the plain way and the base's own in the contrastive one when None.
         label_smoothing: share of each target spread over all labels.
         embeddings: ``frozen`` leaves the word table as it is.
         few_shot: ``auto`` tries the contrastive way under 20 rows a class and keeps it if better on dev.
@@ -68,7 +72,7 @@ class FinetuneParams:
     epochs: float | None = None
     steps: int | None = None
     batch_size: int = 32
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
     head_learning_rate: float = 5e-4
     layer_decay: float | None = None
     warmup: float = 0.1
@@ -116,6 +120,7 @@ class FinetuneResult:
         best_dev: dev score of the kept weights.
         history: every score on dev.
         seconds: training time, reading and writing excluded.
+        learning_rate: that was used; give it too when refitting.
         mode: ``finetune`` or ``few-shot``.
         interrupted: stopped by Ctrl-C before its end.
     """
@@ -125,6 +130,7 @@ class FinetuneResult:
     best_dev: float | None
     history: tuple[Point, ...]
     seconds: float
+    learning_rate: float
     mode: str
     interrupted: bool = False
 
@@ -162,7 +168,7 @@ def few_shot(train: Dataset) -> bool:
 
 def default_epochs(rows: int) -> float:
     """Return the passes made over `rows` training rows at most: many over small sets, few over large ones."""
-    return 8.0 if rows < 2_000 else 4.0 if rows < 20_000 else 3.0
+    return 8.0 if rows < 2_000 else 5.0 if rows < 20_000 else 3.0
 
 
 def _modes(train: Dataset, dev: Dataset | None, params: FinetuneParams) -> list[str]:
@@ -217,13 +223,14 @@ class _Run:
     def run(self) -> Work[FinetuneResult]:
         begun = time.monotonic()
         yield Started(self.mode)
-        _set_dropout(self.encoder, self.params.dropout)
+        _set_dropout(self.encoder, self._dropout())
         freeze(self.encoder, embeddings=self.params.embeddings)
         self._fit_head()
+        rate = self._rate()
         self.start = {name: p.detach().clone() for name, p in self._layers().items()}
         if self.mode == "few-shot":
             yield Note(f"{len(self.train)} examples for {len(self.train.labels)} labels: contrastive training is tried")
-        loop = self._loop()
+        loop = self._loop(rate)
         loop.state.seconds = time.monotonic() - begun  # fitting the head is part of training; a checkpoint overrides it
         try:
             state = yield from loop.run()
@@ -237,7 +244,7 @@ class _Run:
         yield Finished(self.mode, seconds)
         steps = state.step if self.dev is None else state.best_step
         return FinetuneResult(
-            self.out, steps, state.best_dev, tuple(state.history), seconds, self.mode, loop.interrupted
+            self.out, steps, state.best_dev, tuple(state.history), seconds, rate, self.mode, loop.interrupted
         )
 
     def _finish(self) -> None:
@@ -261,9 +268,24 @@ class _Run:
     def _layers(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.encoder.backbone.named_parameters() if p.requires_grad}
 
-    def _loop(self) -> Loop:
+    def _dropout(self) -> float | None:
+        return _DROPOUT if self.params.dropout is None and self.mode != "few-shot" else self.params.dropout
+
+    def _rate(self) -> float:
+        """Choose the peak rate; the head is fitted and nothing else is trained yet."""
+        if self.params.learning_rate is not None:
+            return self.params.learning_rate
+        if self.mode == "few-shot":
+            return _FEW_RATE
+        if self.dev is None:
+            return _RATE
+        self.encoder.eval()
+        with torch.no_grad():
+            return _LOW_RATE if self._score_as_is() >= _NEARLY_RIGHT else _RATE
+
+    def _loop(self, rate: float) -> Loop:
         params = self.params
-        rate, decay = params.learning_rate, params.layer_decay
+        decay = params.layer_decay
         if decay is None:
             decay = _FEW_DECAY if self.mode == "few-shot" else _DECAY
         trained = groups(
