@@ -247,7 +247,7 @@ def test_params_refuse_a_value_of_the_wrong_type():
         FinetuneParams.from_recipe({"warmup": "long"})
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(100, 8.0), (5_000, 4.0), (50_000, 3.0)])
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 8.0), (5_000, 5.0), (50_000, 3.0)])
 def test_default_epochs_fall_when_rows_grow(rows, epochs):
     assert module.default_epochs(rows) == epochs
 
