@@ -59,8 +59,9 @@ def _on_dev(name: str, folder: Path) -> dict[str, Any]:
     choice = drain(int8.choose(model, folder / f"{name}-dev.int8", held, calibration=fit.texts, options=options))
     shutil.rmtree(model)
     return {
-        "steps": result.steps, "learning_rate": result.learning_rate, "mode": result.mode, "dev": result.best_dev,
-        "n_fit": len(fit), "n_dev": len(held), "seconds": result.seconds, "int8": choice.to_dict(),
+        "steps": result.steps, "schedule": result.schedule, "learning_rate": result.learning_rate, "mode": result.mode,
+        "dev": result.best_dev, "n_fit": len(fit), "n_dev": len(held), "seconds": result.seconds,
+        "int8": choice.to_dict(),
     }  # fmt: skip
 
 
@@ -73,11 +74,11 @@ def _on_test(name: str, seed: int, found: dict[str, Any], folder: Path) -> dict[
 
     train, dev, test = sets.load(data_folder(), name)
     rows = train if dev is None else train + dev
-    steps = round(found["steps"] * len(rows) / found["n_fit"])
+    steps, schedule = (round(found[name] * len(rows) / found["n_fit"]) for name in ("steps", "schedule"))
     few_shot = "on" if found["mode"] == "few-shot" else "off"
     model = folder / f"{name}-{seed}.model"
     rate = found["learning_rate"]
-    params = FinetuneParams(seed=seed, steps=steps, learning_rate=rate, few_shot=few_shot)
+    params = FinetuneParams(seed=seed, steps=steps, schedule=schedule, learning_rate=rate, few_shot=few_shot)
     result = drain(
         finetune(resolve("all-minilm-l6-v2"), rows, None, params=params, out=model), _listen(f"{name}-{seed}")
     )

@@ -252,6 +252,24 @@ def test_default_epochs_fall_when_rows_grow(rows, epochs):
     assert module.default_epochs(rows) == epochs
 
 
+def test_refit_of_no_step_keeps_the_fitted_head_and_the_base(base, tmp_path):
+    train = colours(24)
+    drain(finetune(base, train, None, params=replace(STEPS, steps=0, schedule=60), out=tmp_path / "model"))
+    tuned, given = weights(tmp_path / "model"), Encoder.load(base).state_dict()
+    assert all(torch.equal(tuned[name], value) for name, value in given.items())
+    assert tuned["head.weight"].abs().sum() > 0
+
+
+def test_refit_follows_the_first_part_of_its_schedule(base, tmp_path):
+    train, dev = colours(24), colours(12, seed=1)
+    params = replace(QUICK, epochs=4, evaluations=3, learning_rate=1e-3)
+    found = drain(finetune(base, train, dev, params=params, out=tmp_path / "found"))
+    assert 0 < found.steps <= found.schedule == 12
+    again = replace(params, steps=found.steps, schedule=found.schedule)
+    drain(finetune(base, train, None, params=again, out=tmp_path / "again"))
+    assert same(weights(tmp_path / "found"), weights(tmp_path / "again"))
+
+
 @pytest.mark.parametrize(("line", "rate"), [(0.0, 1e-4), (1.1, 2e-4)])
 def test_rate_is_lower_when_the_fitted_head_is_nearly_right(base, tmp_path, monkeypatch, line, rate):
     monkeypatch.setattr(module, "_NEARLY_RIGHT", line)

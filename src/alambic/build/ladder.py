@@ -170,7 +170,7 @@ def _train_encoder(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | 
         f"finetune.{tag}",
         {k: v for k, v in asdict(params).items() if k != "checkpoint_seconds"},
         inputs,
-        version=2,
+        version=3,
         libraries=("torch", "transformers", "tokenizers"),
     )
 
@@ -180,8 +180,8 @@ def _train_encoder(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | 
             raise KeyboardInterrupt
         history = [asdict(point) for point in result.history]
         return {
-            "steps": result.steps, "learning_rate": result.learning_rate, "best_dev": result.best_dev,
-            "mode": result.mode, "history": history,
+            "steps": result.steps, "schedule": result.schedule, "learning_rate": result.learning_rate,
+            "best_dev": result.best_dev, "mode": result.mode, "history": history,
         }  # fmt: skip
 
     stage = yield from ctx.workspace.run(spec, work, resumable=True)
@@ -204,9 +204,11 @@ def _finetune_int8(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | 
 
 def _refit(ctx: Context, recipe: Recipe, model: Stage, rows: int) -> Recipe:
     """Say how the same is trained on all rows: the steps found are scaled so that each row is seen as many times."""
-    steps = max(1, round(model.result["steps"] * len(ctx.train) / rows))
-    way = "on" if model.result["mode"] == "few-shot" else "off"
-    return {**recipe, "steps": steps, "learning_rate": model.result["learning_rate"], "few_shot": way}
+    found, more = model.result, len(ctx.train) / rows
+    return {
+        **recipe, "steps": round(found["steps"] * more), "schedule": round(found["schedule"] * more),
+        "learning_rate": found["learning_rate"], "few_shot": "on" if found["mode"] == "few-shot" else "off",
+    }  # fmt: skip
 
 
 def _finetune_params(recipe: Recipe, **known: Any) -> FinetuneParams:

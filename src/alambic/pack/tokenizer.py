@@ -59,7 +59,7 @@ def write_graph(encoder: Encoder, folder: Path, texts: Sequence[str]) -> str | N
     openvino = _extras.load("openvino")
     try:
         graph = _convert(encoder)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except _faults() as error:
         return f"its kind cannot be converted ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     tokenize = graph_tokenizer(openvino.Core().compile_model(graph, "CPU"))
     try:
@@ -70,6 +70,14 @@ def write_graph(encoder: Encoder, folder: Path, texts: Sequence[str]) -> str | N
         return str(difference)
     openvino.save_model(graph, str(folder / "tokenizer.xml"), compress_to_fp16=False)
     return None
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What the converter raises on kinds of tokenizers that it does not know; its own derive from Exception alone."""
+    frontend = _extras.load("openvino.frontend")
+    names = ("GeneralFailure", "NotImplementedFailure", "OpConversionFailure", "OpValidationFailure")
+    own = (getattr(frontend, name) for name in names if hasattr(frontend, name))
+    return (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, *own)
 
 
 def read_ids(part: Path, name: str, texts: Sequence[str]) -> list[list[int]]:

@@ -46,7 +46,8 @@ class FinetuneParams:
     Attributes:
         seed: of every random choice.
         epochs: passes over train at most; by data size when None.
-        steps: exact number of steps, without dev (the refit on train and dev); overrides `epochs`.
+        steps: exact number of steps, without dev (the refit on train and dev).
+        schedule: steps over which the rate rises and falls; `steps` or those of `epochs` when None.
         batch_size: rows a step.
         learning_rate: peak rate of the top layer; by mode and by how good the fitted head is on dev when None.
         head_learning_rate: peak rate of the head.
@@ -71,6 +72,7 @@ class FinetuneParams:
     seed: int = 0
     epochs: float | None = None
     steps: int | None = None
+    schedule: int | None = None
     batch_size: int = 32
     learning_rate: float | None = None
     head_learning_rate: float = 5e-4
@@ -117,6 +119,7 @@ class FinetuneResult:
     Attributes:
         model: Model directory.
         steps: steps of the weights that were kept; give it as `FinetuneParams.steps` to refit on more rows.
+        schedule: steps of the whole schedule; give it too when refitting.
         best_dev: dev score of the kept weights.
         history: every score on dev.
         seconds: training time, reading and writing excluded.
@@ -127,6 +130,7 @@ class FinetuneResult:
 
     model: Path
     steps: int
+    schedule: int
     best_dev: float | None
     history: tuple[Point, ...]
     seconds: float
@@ -244,7 +248,15 @@ class _Run:
         yield Finished(self.mode, seconds)
         steps = state.step if self.dev is None else state.best_step
         return FinetuneResult(
-            self.out, steps, state.best_dev, tuple(state.history), seconds, rate, self.mode, loop.interrupted
+            self.out,
+            steps,
+            loop.plan.total,
+            state.best_dev,
+            tuple(state.history),
+            seconds,
+            rate,
+            self.mode,
+            loop.interrupted,
         )
 
     def _finish(self) -> None:
@@ -298,10 +310,11 @@ class _Run:
         optimizer = torch.optim.AdamW(trained, lr=rate, fused=True)
         epoch = self._epoch
         per_epoch = len(epoch(0))
-        total = params.steps if params.steps is not None else round(per_epoch * self._epochs())
+        stop = params.steps if params.steps is not None else round(per_epoch * self._epochs())
         plan = Plan(
             stage=self.mode,
-            total=total,
+            total=stop if params.schedule is None else params.schedule,
+            stop=stop,
             warmup=params.warmup,
             every=None if self.dev is None else max(1, per_epoch // params.evaluations),
             patience=params.patience,

@@ -50,6 +50,7 @@ class Plan:
     Attributes:
         stage: name in events.
         total: steps of the whole schedule.
+        stop: steps to run, fewer than `total` when the schedule was found to be best left before its end.
         warmup: share of `total` spent rising.
         every: steps between two scores on dev; None never scores.
         patience: scores without progress before stopping.
@@ -61,6 +62,7 @@ class Plan:
 
     stage: str
     total: int
+    stop: int
     warmup: float
     every: int | None
     patience: int
@@ -130,17 +132,17 @@ class Loop:
     def _steps(self) -> Work[None]:
         plan, state = self.plan, self.state
         begun, before = time.monotonic(), state.step
-        while state.step < plan.total and not self._stalled():
+        while state.step < plan.stop and not self._stalled():
             started = time.monotonic()
             loss = self._step(state.step)
             state.step += 1
             state.seconds += time.monotonic() - started
             state.running_loss = loss if state.running_loss is None else 0.95 * state.running_loss + 0.05 * loss
-            if self.score is not None and plan.every and (state.step % plan.every == 0 or state.step == plan.total):
+            if self.score is not None and plan.every and (state.step % plan.every == 0 or state.step == plan.stop):
                 self._judge(self.score, loss=state.running_loss)
             self._checkpoint_if_due()
             pace = (time.monotonic() - begun) / (state.step - before)
-            yield Progress(plan.stage, state.step, plan.total, self._values(), pace * (plan.total - state.step))
+            yield Progress(plan.stage, state.step, plan.stop, self._values(), pace * (plan.stop - state.step))
 
     def _step(self, step: int) -> float:
         torch.manual_seed(self.plan.seed * 1_000_003 + step)

@@ -1,0 +1,116 @@
+"""A whole build that trains a tiny encoder: what ships is a neural bundle, and a kill in training changes nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from alambic.bundle import open_bundle, verify
+from linear_task import FILLER, WORDS, alambic, messages, write_task
+
+pytestmark = pytest.mark.slow
+
+# accuracy decides, so that times measured do not: two builds must choose the same
+TASK = """\
+[task]
+name = "desk"
+kind = "classify"
+threads = 1
+[data]
+train = "rows.csv"
+[base]
+name = "./base"
+[budget]
+prefer = "quality"
+[[candidate]]
+name = "majority"
+[[candidate]]
+name = "finetune"
+recipe = { epochs = 12, batch_size = 8, learning_rate = 3e-3, few_shot = "off", checkpoint_seconds = 0.0 }
+"""
+ROWS = messages(20)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    path = write_task(folder, text=TASK, rows=ROWS)
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *sorted({w for ws in WORDS.values() for w in ws.split()} | {*FILLER}),
+    ]
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    transformers.AutoModel.from_config(config).save_pretrained(folder / "base")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(folder / "base" / "tokenizer.json"))
+    return path
+
+
+def command(task, run):
+    return [sys.executable, "-m", "alambic", "build", str(task), "--out", str(run), "--json"]
+
+
+@pytest.fixture(scope="module")
+def whole(task):
+    run = task.parent / "whole"
+    ended = subprocess.run(command(task, run), capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return run, json.loads(ended.stdout)
+
+
+def test_trained_bundle_answers_without_the_training_stack(whole):
+    run, record = whole
+    assert record["chosen"] == "finetune"
+    text = "the invoice refund charged"
+    code = (
+        "import sys, alambic\n"
+        f"print(alambic.open({record['bundle']!r}).predict([{text!r}])[0].label)\n"
+        "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run)
+    assert ended.stdout.split("\n")[:2] == ["billing", "[]"], ended.stderr
+
+
+def weights(run):
+    folders = sorted(run.glob("stages/finetune.*"))
+    return {folder.name: load_file(folder / "model" / "model.safetensors") for folder in folders}
+
+
+def test_build_ends_the_same_when_killed_in_training(task, whole):
+    run = task.parent / "killed"
+    for stage in ("finetune.fold1", "finetune.all"):
+        with subprocess.Popen(command(task, run), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            end = time.monotonic() + 120
+            while not list(run.glob(f"stages/{stage}-*.part/*.checkpoint")) and time.monotonic() < end:
+                assert process.poll() is None, "the build ended before it could be killed"
+                time.sleep(0.001)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    ended = subprocess.run(command(task, run), capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    again, first = json.loads(ended.stdout), whole[1]
+    assert again["chosen"] == first["chosen"]
+    for one, two in zip(first["candidates"], again["candidates"], strict=True):
+        assert one["quality"] == two["quality"]
+    kept, expected = weights(run), weights(whole[0])
+    assert kept.keys() == expected.keys()
+    for name, tensors in expected.items():
+        assert all(torch.equal(tensors[key], kept[name][key]) for key in tensors), name
+    assert verify(run / "bundle").seal == open_bundle(run / "bundle").manifest.seal
+    assert alambic("predict", run / "bundle", "the invoice refund charged").out.startswith("billing\t")
