@@ -35,6 +35,7 @@ _DROPOUT = 0.0  # of the plain way; the contrastive one keeps the base's own
 # Peak rate: where the head fitted on frozen embeddings is nearly right already, more undoes what the base knows.
 _RATE, _LOW_RATE, _FEW_RATE = 2e-4, 1e-4, 3e-4
 _NEARLY_RIGHT = 0.92
+_SMOOTHING, _MANY_LABELS = 0.1, 20
 _FEW = 20  # rows a class, median, up to which the contrastive way is tried
 _UNBALANCED = 4.0  # largest class over smallest
 
@@ -55,7 +56,7 @@ class FinetuneParams:
         warmup: share of the steps spent rising.
         weight_decay: of matrices, not of biases.
         dropout: in all layers; none in the plain way and the base's own in the contrastive one when None.
-        label_smoothing: share of each target spread over all labels.
+        label_smoothing: share of each target spread over all labels; 0.1 from 20 labels up and 0 below when None.
         embeddings: ``frozen`` leaves the word table as it is.
         few_shot: ``auto`` tries the contrastive way under 20 rows a class and keeps it if better on dev.
         temperature: of the contrastive loss.
@@ -80,7 +81,7 @@ class FinetuneParams:
     warmup: float = 0.1
     weight_decay: float = 0.01
     dropout: float | None = None
-    label_smoothing: float = 0.0
+    label_smoothing: float | None = None
     embeddings: Literal["frozen", "trained"] = "frozen"
     few_shot: Literal["auto", "on", "off"] = "auto"
     temperature: float = 0.07
@@ -283,6 +284,11 @@ class _Run:
     def _dropout(self) -> float | None:
         return _DROPOUT if self.params.dropout is None and self.mode != "few-shot" else self.params.dropout
 
+    def _smoothing(self) -> float:
+        if self.params.label_smoothing is not None:
+            return self.params.label_smoothing
+        return _SMOOTHING if len(self.train.labels) >= _MANY_LABELS else 0.0
+
     def _rate(self) -> float:
         """Choose the peak rate; the head is fitted and nothing else is trained yet."""
         if self.params.learning_rate is not None:
@@ -348,7 +354,7 @@ class _Run:
         with autocast():
             pooled = self.encoder.pool(batch.ids, batch.mask)
         logits = self.encoder.classify(pooled.float())
-        losses = objective(logits, batch.targets, weights=self.weights, smoothing=self.params.label_smoothing)
+        losses = objective(logits, batch.targets, weights=self.weights, smoothing=self._smoothing())
         return (losses * batch.weights).sum() / batch.weights.sum()
 
     def _contrastive_loss(self, rows: list[Row]) -> Tensor:
