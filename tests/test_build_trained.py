@@ -33,7 +33,7 @@ prefer = "quality"
 name = "majority"
 [[candidate]]
 name = "finetune"
-recipe = { epochs = 12, batch_size = 8, learning_rate = 3e-3, few_shot = "off", checkpoint_seconds = 0.0 }
+recipe = { epochs = 12, batch_size = 8, learning_rate = 1e-4, few_shot = "off", checkpoint_seconds = 0.0 }
 """
 ROWS = messages(20)
 

@@ -292,3 +292,12 @@ def test_plain_way_trains_without_dropout_unless_it_is_asked_for(base, tmp_path)
         drain(finetune(base, train, None, params=replace(STEPS, dropout=dropout), out=tmp_path / name))
     assert same(weights(tmp_path / "default"), weights(tmp_path / "none"))
     assert not same(weights(tmp_path / "default"), weights(tmp_path / "some"))
+
+
+def test_labels_are_smoothed_when_there_are_many(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MANY_LABELS", 3)
+    for name, smoothing in (("default", None), ("some", 0.1), ("none", 0.0)):
+        params = replace(STEPS, label_smoothing=smoothing)
+        drain(finetune(base, colours(24), None, params=params, out=tmp_path / name))
+    assert same(weights(tmp_path / "default"), weights(tmp_path / "some"))
+    assert not same(weights(tmp_path / "default"), weights(tmp_path / "none"))
