@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from typing import Any
 
 import click
 
@@ -26,12 +27,24 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(record, ensure_ascii=False, default=str))
     else:
-        for name, value in machine.items():
-            click.echo(f"{name:<14} {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
-        for name, version in found.items():
+        for name, version in {**_facts(machine), "alambic": __version__, **found}.items():
             click.echo(f"{name:<22} {version or 'absent'}")
         click.echo(_advice(lacking, [name for name in _BUILD if found[name] is None]))
     ctx.exit(1 if lacking else 0)
+
+
+def _facts(machine: dict[str, Any]) -> dict[str, str]:
+    """What matters of the machine, in words."""
+    cores = f"{machine['cores_usable']} usable of {machine['cores']}"
+    rows = {
+        "processor": machine.get("cpu", machine["arch"]),
+        "cores": cores,
+        "instructions": ", ".join(machine["flags"]) or "none that engines look for",
+        "memory": f"{machine['ram_gb']} GB" if "ram_gb" in machine else "unknown",
+        "system": machine["os"],
+        "Python": machine["python"],
+    }
+    return {name: str(value) for name, value in rows.items()}
 
 
 def _advice(run: list[str], build: list[str]) -> str:
