@@ -9,10 +9,13 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from alambic.data.dataset import Dataset, Example
+from alambic.engines import TextReader, load_part
 from alambic.errors import TrainError, WorkspaceError
 from alambic.events import Note, Progress, drain
+from alambic.manifest import PartSpec
 from alambic.model.encoder import Encoder
 from alambic.train import finetune as module
+from alambic.train.batches import rows_of
 from alambic.train.finetune import FinetuneParams, finetune
 
 COLOURS = ("red", "blue", "green")
@@ -225,7 +228,7 @@ def test_finetune_refuses_one_label_only(base, tmp_path):
 def test_finetune_names_the_row_when_a_text_is_too_long_and_long_is_error(base, tmp_path):
     rows = (Example("cat " * 40, ("red",), "toy.csv:2"), Example("dog", ("blue",), "toy.csv:3"))
     params = FinetuneParams(long="error", few_shot="off")
-    with pytest.raises(TrainError, match=r"(?s)toy.csv:2: the text has 42 tokens, the base reads 16.*head_tail"):
+    with pytest.raises(TrainError, match=r"(?s)toy.csv:2: the text has 42 tokens and the model reads 16.*head_tail"):
         drain(finetune(base, Dataset(rows, ("blue", "red")), None, params=params, out=tmp_path / "model"))
 
 
@@ -301,3 +304,18 @@ def test_labels_are_smoothed_when_there_are_many(base, tmp_path, monkeypatch):
         drain(finetune(base, colours(24), None, params=params, out=tmp_path / name))
     assert same(weights(tmp_path / "default"), weights(tmp_path / "some"))
     assert not same(weights(tmp_path / "default"), weights(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("long", ["windows", "head", "head_tail"])
+def test_training_reads_the_windows_that_the_engine_reads(base, long):
+    words = " ".join(WORDS[4:] * 3)
+    train = Dataset((Example(words, ("red",)), Example("a red cat", ("red",))), tuple(sorted(COLOURS)))
+    encoder = Encoder.load(base)
+    reader = TextReader(load_part(PartSpec("encoder", "torch", "encoder", {}), base), long=long)
+    seen = []
+    reader.tokens.infer = lambda windows, batch_size: seen.extend(windows) or torch.zeros(len(windows), 3).numpy()
+    reader.read(train.texts)
+    rows = rows_of(encoder, train, long=long)
+    assert [list(row.ids) for row in rows] == seen
+    assert len(rows) == (4 if long == "windows" else 2)
+    assert sum(row.weight for row in rows if row.text == 0) == pytest.approx(1.0)

@@ -170,7 +170,7 @@ def _train_encoder(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | 
         f"finetune.{tag}",
         {k: v for k, v in asdict(params).items() if k != "checkpoint_seconds"},
         inputs,
-        version=3,
+        version=4,
         libraries=("torch", "transformers", "tokenizers"),
     )
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from alambic.data.dataset import Dataset
-from alambic.errors import TrainError
+from alambic.engines.windows import Cutter
+from alambic.errors import InputTooLong, TrainError
 from alambic.model.encoder import Encoder, pad
 
 # Rows are sorted by length inside chunks of this many batches: little padding, and batches still differ each epoch.
@@ -39,39 +40,25 @@ class Batch:
 
 
 def rows_of(encoder: Encoder, dataset: Dataset, *, long: str) -> list[Row]:
-    """Tokenize `dataset`; a text longer than the encoder reads follows `long`.
+    """Tokenize `dataset`; a text longer than the encoder reads is cut as the engines cut it.
 
     Raises:
         TrainError: a text is too long and `long` is ``error``.
     """
     prefix, suffix = encoder.special_ids()
+    cutter = Cutter(long, encoder.spec.max_tokens, tuple(prefix), tuple(suffix), encoder.pad_id)
     rows = []
     pairs = zip(encoder.tokenize(dataset.texts), dataset.targets(), strict=True)
     for number, (ids, targets) in enumerate(pairs):
-        if len(ids) > encoder.spec.max_tokens and long == "error":
+        try:
+            pieces = cutter.cut(ids)
+        except InputTooLong as error:
             where = dataset.examples[number].where or f"row {number + 1}"
-            raise TrainError(
-                f"{where}: the text has {len(ids)} tokens, the base reads {encoder.spec.max_tokens}",
-                hint='set data.long to "windows", "head" or "head_tail", or a larger base.max_tokens',
-            )
-        pieces = cut(ids, limit=encoder.spec.max_tokens, long=long, prefix=prefix, suffix=suffix)
-        rows += [Row(tuple(piece), tuple(targets), 1.0 / len(pieces), number) for piece in pieces]
+            hint = 'set data.long to "windows", "head" or "head_tail", or a larger base.max_tokens'
+            raise TrainError(f"{where}: {error.message}", hint=hint) from error
+        total = sum(map(len, pieces))
+        rows += [Row(tuple(piece), tuple(targets), len(piece) / total, number) for piece in pieces]
     return rows
-
-
-def cut(ids: list[int], *, limit: int, long: str, prefix: Sequence[int], suffix: Sequence[int]) -> list[list[int]]:
-    """Cut `ids` (specials included) into pieces of at most `limit` tokens, each with its own specials."""
-    if len(ids) <= limit:
-        return [ids]
-    body = ids[len(prefix) : len(ids) - len(suffix)]
-    room = limit - len(prefix) - len(suffix)
-    if long == "head":
-        parts = [body[:room]]
-    elif long == "head_tail":
-        parts = [body[: room - room // 2] + body[len(body) - room // 2 :]]
-    else:
-        parts = [body[i : i + room] for i in range(0, len(body), room)]
-    return [[*prefix, *part, *suffix] for part in parts]
 
 
 def epoch_order(rows: Sequence[Row], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
