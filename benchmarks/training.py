@@ -9,7 +9,7 @@ from typing import Any
 import sets
 from run import data_folder, say
 
-MINUTES = 45
+MINUTES = 30
 WHAT = (
     "Wall time of fine-tuning all-MiniLM-L6-v2 on BANKING77 until dev accuracy reaches ours - 0.2 points, evaluation "
     "excluded: alambic against transformers' Trainer (fp32, batch 32, best of three learning rates)"
@@ -17,6 +17,7 @@ WHAT = (
 _RATES = (1e-4, 2e-4, 5e-5)
 _EPOCHS = 5
 _MARGIN = 0.002
+_GIVEN_UP = 4.0  # times our seconds: a rate that is not there by then is slower than the question asks
 
 
 def run(store: Any) -> str:
@@ -25,20 +26,24 @@ def run(store: Any) -> str:
     target = ours["best"] - _MARGIN
     ours_seconds = _reached(ours["curve"], target)
     rows = [("alambic", ours_seconds, ours["best"])]
-    best: float | None = None
+    assert ours_seconds is not None  # ours reaches its own best
+    limit, reached = _GIVEN_UP * ours_seconds, False
     for rate in _RATES:
-        name = f"trainer-{rate:g}"
-        result = store.part(name, lambda rate=rate, best=best: _trainer(rate, target, best))
+        result = store.part(f"trainer-{rate:g}", lambda rate=rate, limit=limit: _trainer(rate, target, limit))
         seconds = _reached(result["curve"], target)
         rows.append((f"Trainer, rate {rate:g}", seconds, max(p["dev"] for p in result["curve"])))
-        best = min((s for s in (best, seconds) if s is not None), default=None)
+        limit, reached = min(limit, seconds or limit), reached or seconds is not None
     lines = [f"Target: dev accuracy {100 * target:.2f} %, n = {ours['n_dev']:,}, one run each, seed 0.", ""]
     lines += ["| what | seconds to target | best dev accuracy seen % |", "|---|---|---|"]
     for name, seconds, top in rows:
         lines.append(f"| {name} | {'not reached' if seconds is None else f'{seconds:.0f}'} | {100 * top:.2f} |")
-    if best is not None and ours_seconds is not None:
-        lines += ["", f"Ratio: {best / ours_seconds:.2f} times faster."]
-    lines += ["", f"A rate is given up after {_EPOCHS} epochs, or once slower than the best rate before it."]
+    least = "" if reached else "more than "
+    lines += ["", f"Ratio: {least}{limit / ours_seconds:.2f} times faster than the best of these rates."]
+    lines += [
+        "",
+        f"Trainer is scored four times an epoch too. A rate is given up after {_EPOCHS} epochs, after {_GIVEN_UP:g} times "
+        "our seconds, or once slower than the best rate before it.",
+    ]
     return "\n".join(lines)
 
 
