@@ -41,8 +41,8 @@ def run(store: Any) -> str:
     lines += ["", f"Ratio: {least}{limit / ours_seconds:.2f} times faster than the best of these rates."]
     lines += [
         "",
-        f"Trainer is scored four times an epoch too. A rate is given up after {_EPOCHS} epochs, after {_GIVEN_UP:g} times "
-        "our seconds, or once slower than the best rate before it.",
+        f"Trainer is scored four times an epoch too. A rate is given up after {_EPOCHS} epochs, after {_GIVEN_UP:g} "
+        "times our seconds, or once slower than the best rate before it.",
     ]
     return "\n".join(lines)
 
