@@ -32,6 +32,16 @@ def test_fast_form_is_passed_over_when_it_surely_drops_more():
     assert best == "openvino-int8-weights"
 
 
+def test_form_that_drops_less_is_kept_when_a_faster_one_may_only_by_chance_drop_more():
+    best, _ = int8.decide_form(
+        [
+            result("onnx-int8-dynamic", drop=0.0, low=-0.7, p50_ms=2.0),
+            result("onnx-int8-signed", drop=1.3, low=0.0, p50_ms=1.2),
+        ]
+    )
+    assert best == "onnx-int8-dynamic"
+
+
 def test_form_is_kept_when_its_drop_cannot_be_told_from_none():
     best, why = int8.decide_form([result("onnx-int8-dynamic", drop=0.9, low=-0.1, p50_ms=3.0)])
     assert (best, why) == ("onnx-int8-dynamic", "fastest form whose drop of 0.90 points cannot be told from none")

@@ -3,8 +3,9 @@
     choice = yield from choose(model, out, dev, calibration=train.texts)
 
 Which form is fastest depends on the CPU (short 8-bit kernels need VNNI or AMX to shine), and what it costs in accuracy
-on the task. The winner is the fastest form whose accuracy drop against the float model is at most 0.2 points or cannot
-be told from none (paired 95% interval); if there is none, the form that drops least. Rows that decide are dev rows.
+on the task. The winner is the fastest form whose accuracy drop against the float model is at most 0.2 points; if there
+is none, the fastest whose drop cannot be told from none (paired 95% interval); if there is none either, the form that
+drops least. Rows that decide are dev rows.
 """
 
 from __future__ import annotations
@@ -88,11 +89,6 @@ class FormResult:
     p95_ms: float
     size_mb: float
     n: int
-
-    @property
-    def good(self) -> bool:
-        """Tell whether the drop is small, or cannot be told from none."""
-        return self.drop <= MOST_DROP or self.drop_low <= 0.0
 
 
 @dataclass(frozen=True)
@@ -260,11 +256,13 @@ def likeness(
 
 def decide_form(results: Sequence[FormResult]) -> tuple[str, str]:
     """Return the form to keep and the rule that decided."""
-    good = [result for result in results if result.good]
-    if good:
-        best = min(good, key=lambda result: result.p50_ms)
-        if best.drop <= MOST_DROP:
-            return best.form, f"fastest form that drops at most {MOST_DROP} points (it drops {best.drop:.2f})"
+    small = [result for result in results if result.drop <= MOST_DROP]
+    if small:
+        best = min(small, key=lambda result: result.p50_ms)
+        return best.form, f"fastest form that drops at most {MOST_DROP} points (it drops {best.drop:.2f})"
+    unsure = [result for result in results if result.drop_low <= 0.0]
+    if unsure:
+        best = min(unsure, key=lambda result: result.p50_ms)
         return best.form, f"fastest form whose drop of {best.drop:.2f} points cannot be told from none"
     if not results:
         raise PackError("no 8-bit form could be made of this model", hint="use the float form")
