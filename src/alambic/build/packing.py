@@ -77,7 +77,7 @@ def pack_int8(
         f"int8.{tag}",
         {"threads": ctx.threads, "long": ctx.task.data.long},
         {"model": model.key, "train": train.digest, "dev": dev.digest, "machine": ctx.machine_digest},
-        version=2,
+        version=3,
         libraries=_PACK_LIBRARIES,
     )
 
