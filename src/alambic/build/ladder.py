@@ -6,8 +6,9 @@ base -> its int8 form. A step takes rows and returns parts; measuring and choosi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,25 @@ def fit(ctx: Context, name: str, recipe: Recipe, train: Dataset, *, dev: Dataset
     """
     fitted = yield from _STEPS[name](ctx, recipe, train, dev, tag)
     return fitted
+
+
+def agree(fits: Sequence[Fitted]) -> Fitted:
+    """Return the first fold's fit, with the way to refit that the folds agree on.
+
+    One fold of few rows stops training almost at random. Among the folds of the way that most of them chose (plain or
+    contrastive; the first one's at a tie), the middle share of the schedule and the middle rate are taken.
+    """
+    first = fits[0]
+    if "schedule" not in first.refit:
+        return first
+    votes = [fit.refit["few_shot"] for fit in fits]
+    way = max(votes, key=votes.count)
+    same = [fit.refit for fit in fits if fit.refit["few_shot"] == way]
+    schedule = round(statistics.median(refit["schedule"] for refit in same))
+    share = statistics.median(refit["steps"] / max(1, refit["schedule"]) for refit in same)
+    rate = statistics.median_low([refit["learning_rate"] for refit in same])
+    agreed = {"few_shot": way, "schedule": schedule, "steps": round(share * schedule), "learning_rate": rate}
+    return replace(first, refit={**first.refit, **agreed})
 
 
 def check_recipe(name: str, recipe: Recipe) -> None:

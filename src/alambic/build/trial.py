@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alambic.build.assemble import assemble
 from alambic.build.context import ENGINE_LIBRARIES, Context, Fitted, Fold
-from alambic.build.ladder import fit
+from alambic.build.ladder import agree, fit
 from alambic.data.dataset import Dataset
 from alambic.engines import ClassifyEngine, open_engine
 from alambic.events import Work
@@ -32,7 +32,7 @@ class Trial:
         quality: scores, confusion and worst errors on those rows.
         costs: what `measure_costs` gave, as JSON.
         probabilities: of the deciding rows [N, L], in the order of the folds.
-        fitted: its fit on the first fold, which says how to refit it.
+        fitted: its fit on the first fold, with the way to refit it that the folds agree on.
     """
 
     name: str
@@ -45,24 +45,24 @@ class Trial:
 
 def try_candidate(ctx: Context, candidate: CandidateSpec, folds: tuple[Fold, ...]) -> Work[Trial]:
     """Fit, pack, predict and measure `candidate` on `folds`."""
-    blocks, first, bundle = [], None, None
+    blocks, fits, bundle = [], list[Fitted](), None
     recipe = dict(candidate.recipe)
     for fold in folds:
         fitted = yield from fit(ctx, candidate.name, recipe, fold.train, dev=fold.dev, tag=fold.tag)
-        if first is None:
-            first = fitted
+        fits.append(fitted)
+        if len(fits) == 1:
             recipe = {**recipe, **{k: v for k, v in fitted.refit.items() if k == "int8"}}
         sealed = yield from bundle_stage(ctx, candidate.name, fitted, tag=fold.tag)
         bundle = bundle or sealed
         blocks.append((yield from predict_stage(ctx, sealed, fitted, fold)))
-    assert first is not None and bundle is not None
+    assert bundle is not None
     rows = deciding_rows(folds)
     probabilities = np.concatenate(blocks)
     quality = quality_of(
         rows, decide(probabilities, rows.labels, multi_label=rows.multi_label), split="dev", seed=ctx.task.seed
     )
     point, costs = yield from _costs_stage(ctx, candidate.name, bundle, rows, quality)
-    return Trial(candidate.name, point, quality, costs, probabilities, first)
+    return Trial(candidate.name, point, quality, costs, probabilities, agree(fits))
 
 
 def deciding_rows(folds: tuple[Fold, ...]) -> Dataset:
