@@ -23,4 +23,4 @@ def test_folds_of_the_other_way_are_left_out():
 
 def test_candidate_without_steps_is_refitted_as_its_recipe_says():
     first = Fitted((), "a", {"c": 1.0})
-    assert agree([first, Fitted((), "b", {"c": 2.0})]) is first
+    assert agree([first, Fitted((), "b", {"c": 2.0})]) == first

@@ -49,22 +49,26 @@ def fit(ctx: Context, name: str, recipe: Recipe, train: Dataset, *, dev: Dataset
 
 
 def agree(fits: Sequence[Fitted]) -> Fitted:
-    """Return the first fold's fit, with the way to refit that the folds agree on.
+    """Return the first fold's fit, with the way to refit that the folds agree on (`agree_recipes`)."""
+    return replace(fits[0], refit=agree_recipes([fit.refit for fit in fits]))
+
+
+def agree_recipes(refits: Sequence[Recipe]) -> Recipe:
+    """Return the first recipe, with the way, the steps and the rate that all of them agree on.
 
     One fold of few rows stops training almost at random. Among the folds of the way that most of them chose (plain or
     contrastive; the first one's at a tie), the middle share of the schedule and the middle rate are taken.
     """
-    first = fits[0]
-    if "schedule" not in first.refit:
+    first = refits[0]
+    if "schedule" not in first:
         return first
-    votes = [fit.refit["few_shot"] for fit in fits]
+    votes = [refit["few_shot"] for refit in refits]
     way = max(votes, key=votes.count)
-    same = [fit.refit for fit in fits if fit.refit["few_shot"] == way]
+    same = [refit for refit in refits if refit["few_shot"] == way]
     schedule = round(statistics.median(refit["schedule"] for refit in same))
     share = statistics.median(refit["steps"] / max(1, refit["schedule"]) for refit in same)
     rate = statistics.median_low([refit["learning_rate"] for refit in same])
-    agreed = {"few_shot": way, "schedule": schedule, "steps": round(share * schedule), "learning_rate": rate}
-    return replace(first, refit={**first.refit, **agreed})
+    return {**first, "few_shot": way, "schedule": schedule, "steps": round(share * schedule), "learning_rate": rate}
 
 
 def check_recipe(name: str, recipe: Recipe) -> None:
