@@ -59,6 +59,7 @@ def _on_dev(name: str, folder: Path) -> dict[str, Any]:
         if i == 0:
             options = int8.Options(cache=folder / "graphs")
             at = folder / f"{name}-dev.int8"
+            shutil.rmtree(at, ignore_errors=True)
             choice = drain(int8.choose(model, at, fold.dev, calibration=fold.train.texts, options=options))
         shutil.rmtree(model)
     more = [total / len(fold.train) for fold in folds]
