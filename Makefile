@@ -18,7 +18,7 @@ ifneq ($(LOCKED),)
 	$(BIN)/python -m pip install -q --no-deps -r requirements.lock
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 else
-	$(BIN)/python -m pip install -q -e ".[build,test,bench]"
+	$(BIN)/python -m pip install -q -e ".[build,generate,gguf,test,bench]"
 endif
 	@touch $@
 

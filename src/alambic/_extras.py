@@ -19,6 +19,9 @@ _EXTRA_OF = {
     "torch": "build", "transformers": "build", "sklearn": "build", "nncf": "build", "onnx": "build", "pyarrow": "build",
     "rensa": "build", "charset_normalizer": "build", "matplotlib": "build", "safetensors": "build",
     "huggingface_hub": "build", "scipy": "build", "threadpoolctl": "build", "onnxscript": "build",
+    "jsonschema": "generate", "referencing": "generate", "optimum": "generate", "peft": "generate",
+    "accelerate": "generate", "sacrebleu": "generate",
+    "rouge_score": "generate", "sacremoses": "generate", "gguf": "gguf", "xllamacpp": "gguf",
 }  # fmt: skip
 
 # ONNX Runtime reads the first; releases in between read the second.

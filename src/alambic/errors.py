@@ -4,6 +4,7 @@ AlambicError
  ├── TaskError          the task file is wrong
  ├── DataError          a data file or a row of it is wrong
  ├── BaseModelError     a base model is missing, damaged or unsupported
+ ├── TemplateError      a chat template does not parse, or refuses a conversation
  ├── TrainError         training cannot go on (labels, divergence)
  ├── PackError          a model cannot be packed, or its round-trip proof failed
  ├── BundleError        a bundle is missing, damaged, tampered with or too new
@@ -47,6 +48,10 @@ class DataError(AlambicError):
 
 class BaseModelError(AlambicError):
     """A base model is missing, damaged, unsafe or not supported."""
+
+
+class TemplateError(AlambicError):
+    """A chat template does not parse, or refuses or garbles a conversation."""
 
 
 class TrainError(AlambicError):

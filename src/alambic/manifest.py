@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alambic.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2  # 2: models that write; a bundle of format 1 reads the same
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64_000_000  # a real one is under 1 MB; a stranger's file must not fill the memory
 
@@ -66,15 +66,36 @@ class Golden(_Record):
     probabilities: tuple[float, ...] = Field(description="probability of each label on the machine that built it")
 
 
+class WriterSpec(_Record):
+    """How a bundle that writes is asked, with the settings that its scores were measured with.
+
+    The chat template and the end tokens belong to the model: they are in the part's folder and parameters.
+    """
+
+    prompt: str | None = Field(default=None, description="user message for a text; {text} stands for it")
+    system: str | None = Field(default=None, description="system message of conversations that bring none")
+    sampling: dict[str, Any] = Field(default_factory=dict, description="default sampling of this task")
+    json_schema: dict[str, Any] | None = Field(default=None, description="JSON Schema that every answer follows")
+
+
+class GoldenChat(_Record):
+    """A conversation of the round-trip proof: what was read on the machine that built the bundle."""
+
+    chat: dict[str, Any] = Field(description="OpenAI messages and tools")
+    ids: tuple[int, ...] = Field(description="token ids of the prompt, the task's system message included")
+
+
 class Manifest(_Record):
     """Everything a bundle says about itself; see DESIGN, "Provenance"."""
 
     format: int = Field(default=FORMAT, ge=1, description="version of the bundle format")
     alambic: str = Field(description="version of alambic that sealed it")
     name: str = Field(min_length=1, description="name of the task")
-    kind: Literal["classify"] = Field(default="classify", description="kind of task")
+    kind: Literal["classify", "generate", "chat", "extract"] = Field(default="classify", description="kind of task")
     created: str = Field(description="ISO 8601 date and time")
-    labels: tuple[str, ...] = Field(min_length=1, description="labels, in the order of the probabilities")
+    labels: tuple[str, ...] = Field(
+        default=(), description="classify: labels, in the order of the probabilities; empty for kinds that write"
+    )
     multi_label: bool = Field(default=False, description="several labels per text")
     threshold: float = Field(
         default=0.5, ge=0, le=1, description="multi-label: probability from which a label is given"
@@ -95,6 +116,8 @@ class Manifest(_Record):
     seed: int = Field(default=0, description="seed of the build")
     licences: dict[str, Any] = Field(default_factory=dict, description="licences of the bundle, the base and the data")
     golden: tuple[Golden, ...] = Field(default=(), description="round-trip samples")
+    writer: WriterSpec | None = Field(default=None, description="kinds that write: how the model is asked")
+    golden_chats: tuple[GoldenChat, ...] = Field(default=(), description="round-trip samples of kinds that write")
     files: dict[str, FileEntry] = Field(default_factory=dict, description="every file but bundle.json")
     seal: str = Field(default="", description="SHA-256 of the canonical JSON of the manifest without this key")
 
@@ -197,6 +220,10 @@ def _structure_problems(manifest: Manifest) -> Iterator[str]:
         twin = folded.setdefault(name.casefold(), name)
         if twin != name:
             yield f"files: {twin!r} and {name!r} differ only by case"
+    if manifest.kind == "classify" and not manifest.labels:
+        yield "labels: a classifier has at least one"
+    if manifest.kind != "classify" and manifest.writer is None:
+        yield f"writer: missing, and kind {manifest.kind!r} writes"
     if len(set(manifest.labels)) != len(manifest.labels):
         yield "labels: the same label twice"
     seen: set[str] = set()

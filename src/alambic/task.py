@@ -15,10 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from alambic.errors import TaskError, nearest
+from alambic.kinds import writing
 from alambic.kinds.classify import DEFAULT_CANDIDATES, METRICS, MULTI_LABEL_METRICS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-LongMode = Literal["windows", "head", "head_tail", "error"]
+LongMode = Literal["windows", "head", "head_tail", "error", "leave_out"]
+_LONG_WRITING = ("error", "leave_out")
 Prefer = Literal["quality", "p95_ms", "size_mb", "j_per_request"]
 
 
@@ -30,7 +32,7 @@ class TaskSpec(_Spec):
     """What the task is."""
 
     name: Name = Field(description="Short name: letters, digits, dot, dash, underscore. Names the run folder.")
-    kind: Literal["classify"] = Field(description="What goes in and what comes out.")
+    kind: Literal["classify", "generate", "chat", "extract"] = Field(description="What goes in and what comes out.")
     description: str = Field("", description="One sentence on the task, copied to the model card.")
     multi_label: bool = Field(False, description="True when a text may carry several labels, or none.")
     seed: int = Field(0, ge=0, description="Seed of every random choice. 0 is a seed.")
@@ -40,13 +42,25 @@ class TaskSpec(_Spec):
 class DataSpec(_Spec):
     """Where the examples are and how to read them."""
 
-    train: str = Field(description="File (csv, tsv, jsonl, parquet) or folder of .txt files per label.")
+    train: str = Field(
+        description="File (csv, tsv, jsonl, parquet), folder of .txt files per label, or (kinds that write) of train, "
+        "valid and test files."
+    )
     dev: str | None = Field(None, description="Rows that decide. Taken from train when absent.")
     test: str | None = Field(None, description="Rows scored once, at the end. Set aside from train when absent.")
     text: str | None = Field(None, description="Name of the text column; guessed and printed when absent.")
     label: str | None = Field(None, description="Name of the label column; guessed and printed when absent.")
     group: str | None = Field(None, description="Column whose equal values never fall on both sides of a split.")
-    long: LongMode = Field("windows", description="What to do with a text longer than the model reads.")
+    long: LongMode = Field(
+        "windows",
+        description="What to do with a text longer than the model reads. Kinds that write: error (the default there) "
+        "or leave_out.",
+    )
+    output: str | None = Field(
+        None, description="Name of the column of answers (kinds that write); guessed when absent."
+    )
+    prompt: str | None = Field(None, description="How the user message is written; {column} stands for a column.")
+    system: str | None = Field(None, description="System message of every conversation that brings none.")
     encoding: str | None = Field(None, description="Character encoding; detected when absent.")
     separator: str | None = Field(None, min_length=1, max_length=1, description="CSV separator; detected when absent.")
     label_separator: str | None = Field(None, min_length=1, description="Between labels of one row (multi_label).")
@@ -55,9 +69,14 @@ class DataSpec(_Spec):
 
 
 class BaseSpec(_Spec):
-    """The encoder that candidates start from."""
+    """The model that candidates start from."""
 
-    name: str = Field("all-minilm-l6-v2", description="A name of `alambic bases`, a local folder, or a hub id.")
+    name: str = Field(
+        "all-minilm-l6-v2",
+        description="A name of `alambic bases`, a local folder, a hub id, or (kinds that write) scratch, a new one.",
+    )
+    parameters: int | None = Field(None, ge=10_000, description="scratch: about how many weights it has.")
+    shape: Literal["decoder", "encoder-decoder"] | None = Field(None, description="scratch: what is made.")
     revision: str | None = Field(None, description="Commit or tag on the hub.")
     max_tokens: int | None = Field(None, ge=8, description="Tokens read at once; the base's own limit when absent.")
 
@@ -83,10 +102,27 @@ class Budget(_Spec):
         return value
 
 
+class AnswerSpec(_Spec):
+    """How answers are written (kinds that write); what is measured is what ships."""
+
+    max_tokens: int | None = Field(None, ge=1, description="Most tokens of an answer; from the data when absent.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 always takes the likeliest token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Smallest set of tokens with this share of the probability.")
+    repetition_penalty: float = Field(1.0, gt=0, description="1 is none.")
+    stop: tuple[str, ...] = Field((), description="Texts that end an answer.")
+    json_schema: str | None = Field(None, alias="schema", description="extract: file of the JSON Schema of an answer.")
+
+
 class CandidateSpec(_Spec):
     """One model to try; `recipe` overrides the defaults of its step."""
 
-    name: str = Field(description="A name of the ladder: " + ", ".join(DEFAULT_CANDIDATES) + ".")
+    name: str = Field(
+        description="A name of the ladder. classify: "
+        + ", ".join(DEFAULT_CANDIDATES)
+        + ". generate, chat and extract: "
+        + ", ".join(writing.DEFAULT_CANDIDATES["extract"])
+        + " (tagger: extract only)."
+    )
     recipe: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Options of its step.")
 
 
@@ -95,6 +131,7 @@ class _File(_Spec):
     data: DataSpec
     base: BaseSpec = BaseSpec()  # type: ignore[call-arg]
     budget: Budget = Budget()  # type: ignore[call-arg]
+    answer: AnswerSpec = AnswerSpec()  # type: ignore[call-arg]
     candidate: tuple[CandidateSpec, ...] = ()
     recipe: dict[str, bool | int | float | str] | None = Field(None, description="Sugar for one `finetune` candidate.")
 
@@ -110,7 +147,18 @@ class Task(BaseModel):
     data: DataSpec
     base: BaseSpec
     budget: Budget
+    answer: AnswerSpec
     candidates: tuple[CandidateSpec, ...]
+
+    @property
+    def kind(self) -> str:
+        """Kind of the task."""
+        return self.task.kind
+
+    @property
+    def writes(self) -> bool:
+        """Whether the task asks for texts rather than labels."""
+        return self.task.kind in writing.WRITING
 
     @property
     def name(self) -> str:
@@ -140,7 +188,7 @@ class Task(BaseModel):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the quality metrics, the one that decides first."""
-        names = MULTI_LABEL_METRICS if self.multi_label else METRICS
+        names = _metrics_of(self.task)
         floor = next(iter(self.budget.quality), None)
         return names if floor is None else (floor, *(n for n in names if n != floor))
 
@@ -177,31 +225,87 @@ def parse_task(raw: dict[str, Any], source: str, path: Path) -> Task:
     except ValidationError as error:
         faults = [_describe(fault, source, path.name) for fault in error.errors()]
         raise TaskError("\n".join(faults), hint="alambic check --schema prints every key and its values") from error
-    names = tuple(file.candidate) or _default_candidates(file.recipe)
+    names = tuple(file.candidate) or _default_candidates(file)
+    data = file.data
+    if file.task.kind in writing.WRITING and "long" not in data.model_fields_set:
+        data = data.model_copy(update={"long": "error"})
     task = Task(
-        path=path, source=source, task=file.task, data=file.data, base=file.base, budget=file.budget, candidates=names
-    )
-    wrong = [*_candidate_faults(task), *_budget_faults(task)]
+        path=path, source=source, task=file.task, data=data, base=file.base, budget=file.budget, answer=file.answer,
+        candidates=names,
+    )  # fmt: skip
+    wrong = [*_kind_faults(task, file), *_candidate_faults(task), *_budget_faults(task)]
     if wrong:
         raise TaskError("\n".join(f"{path.name}:{_line(source, where)}: {text}" for where, text in wrong))
     return task
 
 
-def _default_candidates(recipe: dict[str, Any] | None) -> tuple[CandidateSpec, ...]:
-    if recipe is not None:
-        return (CandidateSpec(name="finetune", recipe=recipe),)
-    return tuple(CandidateSpec(name=name) for name in DEFAULT_CANDIDATES)
+def _default_candidates(file: _File) -> tuple[CandidateSpec, ...]:
+    if file.recipe is not None:
+        return (CandidateSpec(name="finetune", recipe=file.recipe),)
+    # A model made from scratch says nothing before it is trained.
+    names = [n for n in _ladder_of(file.task.kind) if not (n == "base" and file.base.name == "scratch")]
+    return tuple(CandidateSpec(name=name) for name in names)
+
+
+def _ladder_of(kind: str) -> tuple[str, ...]:
+    return writing.DEFAULT_CANDIDATES.get(kind, DEFAULT_CANDIDATES)
+
+
+def _metrics_of(task: TaskSpec) -> tuple[str, ...]:
+    if task.kind in writing.METRICS:
+        return writing.METRICS[task.kind]
+    return MULTI_LABEL_METRICS if task.multi_label else METRICS
+
+
+# Keys that only one side of the kinds understands: (table, key), and whether it is for those that write.
+_ONLY: tuple[tuple[str, str, bool], ...] = (
+    ("task", "multi_label", False), ("data", "label", False), ("data", "label_separator", False),
+    ("data", "output", True), ("data", "prompt", True), ("data", "system", True),
+    ("base", "parameters", True), ("base", "shape", True),
+)  # fmt: skip
+
+
+def _kind_faults(task: Task, file: _File) -> list[tuple[tuple[str | int, ...], str]]:
+    """List keys that do not apply to the kind: an option that does nothing would deceive."""
+    kind = task.kind
+    faults: list[tuple[tuple[str | int, ...], str]] = []
+    for table, key, for_writing in _ONLY:
+        if key in getattr(file, table).model_fields_set and for_writing != task.writes:
+            faults.append(((table, key), f"{table}.{key}: does not apply to kind {kind!r}"))
+    if "answer" in file.model_fields_set and not task.writes:
+        faults.append((("answer",), f"answer: does not apply to kind {kind!r}"))
+    if (kind == "extract") != (task.answer.json_schema is not None):
+        text = (
+            "kind 'extract' needs the JSON Schema of its answers (a file)" if kind == "extract" else "only for extract"
+        )
+        faults.append((("answer", "schema"), f"answer.schema: {text}"))
+    if kind == "extract" and task.answer.stop:
+        faults.append((("answer", "stop"), "answer.stop: an answer under a schema ends where the schema does"))
+    allowed = _LONG_WRITING if task.writes else ("windows", "head", "head_tail", "error")
+    if task.data.long not in allowed:
+        faults.append((("data", "long"), f"data.long = {task.data.long!r}; kind {kind!r} allows {', '.join(allowed)}"))
+    if task.base.name != "scratch" and (task.base.parameters or task.base.shape):
+        faults.append((("base", "parameters"), "base.parameters and base.shape: only with base.name = 'scratch'"))
+    if task.writes and "name" not in file.base.model_fields_set and _needs_writing_base(task):
+        text = f"base.name: missing, and kind {kind!r} needs a model that writes"
+        faults.append((("base", "name"), f"{text}: one of `alambic bases --kind decoder`, a folder, or scratch"))
+    if task.writes and task.base.name == "scratch" and task.base.parameters is None:
+        faults.append((("base", "name"), "base.name = 'scratch' needs base.parameters, for example 10_000_000"))
+    return faults
+
+
+def _needs_writing_base(task: Task) -> bool:
+    return any(candidate.name not in ("nearest", "tagger") for candidate in task.candidates)
 
 
 def _candidate_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
+    known = _ladder_of(task.kind)
     faults: list[tuple[tuple[str | int, ...], str]] = []
     seen: set[str] = set()
     for i, candidate in enumerate(task.candidates):
         loc = ("candidate", i, "name")
-        if candidate.name not in DEFAULT_CANDIDATES:
-            faults.append(
-                (loc, f"candidate[{i}].name: {candidate.name!r}; {nearest(candidate.name, DEFAULT_CANDIDATES)}")
-            )
+        if candidate.name not in known:
+            faults.append((loc, f"candidate[{i}].name: {candidate.name!r}; {nearest(candidate.name, known)}"))
         if candidate.name in seen:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r} is there twice"))
         seen.add(candidate.name)
@@ -209,7 +313,7 @@ def _candidate_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
 
 
 def _budget_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
-    known = MULTI_LABEL_METRICS if task.multi_label else METRICS
+    known = _metrics_of(task.task)
     faults: list[tuple[tuple[str | int, ...], str]] = []
     for metric in task.budget.quality:
         if metric not in known:
@@ -257,6 +361,7 @@ def _describe(fault: Any, source: str, file: str) -> str:
 def _fields_at(loc: tuple[str | int, ...]) -> list[str]:
     models: dict[str, type[BaseModel]] = {
         "task": TaskSpec, "data": DataSpec, "base": BaseSpec, "budget": Budget, "candidate": CandidateSpec,
+        "answer": AnswerSpec,
     }  # fmt: skip
     return list(models[str(loc[0])].model_fields if loc else _File.model_fields)
 

@@ -158,7 +158,7 @@ def audit(
     duplicates = find_duplicates([example.text for example in examples])
     conflicts = _conflicts(examples, duplicates)
     labels = _label_counts(parts)
-    exact_leaks, near_leaks = _leaks(names, examples, duplicates)
+    exact_leaks, near_leaks = leaks_of(names, examples, duplicates)
     repeats = [examples[i].where for group in duplicates.exact for i in group[1:]]
     alike = sorted(duplicates.near, key=lambda pair: -pair.similarity)
     near_rows = sorted({pair.second for pair in duplicates.near})
@@ -169,18 +169,18 @@ def audit(
         "imbalance": round(labels[0].rows / max(1, labels[-1].rows), 1) if labels else 1.0,
         "few": tuple(c.label for c in labels if c.rows - c.parts.get("test", 0) < FEW),
         "lengths": _lengths(examples, count_tokens, max_tokens),
-        "exact_duplicates": _finding(repeats),
-        "near_duplicates": _finding(examples[i].where for i in near_rows),
+        "exact_duplicates": finding(repeats),
+        "near_duplicates": finding(examples[i].where for i in near_rows),
         "near_examples": tuple(
             Alike(examples[p.second].where, examples[p.first].where, p.similarity) for p in alike[:_SHOWN]
         ),
         "conflicts": len(conflicts),
         "conflict_examples": tuple(conflicts[:_SHOWN]),
-        "leaks_exact": _finding(leak.where for leak in exact_leaks),
-        "leaks_near": _finding(leak.where for leak in near_leaks),
+        "leaks_exact": finding(leak.where for leak in exact_leaks),
+        "leaks_near": finding(leak.where for leak in near_leaks),
         "leak_examples": tuple((exact_leaks + near_leaks)[:_SHOWN]),
-        "personal": _personal(examples),
-        "languages": _languages(examples),
+        "personal": personal_of(examples),
+        "languages": languages_of(examples),
     }
     return Audit(**found, advice=tuple(_advice(found)))
 
@@ -236,7 +236,8 @@ def _parts(data: Splits | Dataset) -> dict[str, Dataset]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _finding(where: Iterable[str]) -> Finding:
+def finding(where: Iterable[str]) -> Finding:
+    """Return how many places there are, and the first of them."""
     places = list(where)
     return Finding(len(places), tuple(places[:_SHOWN]))
 
@@ -287,7 +288,7 @@ def _masked(text: str) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _leaks(
+def leaks_of(
     names: Sequence[str], examples: Sequence[Example], duplicates: Duplicates
 ) -> tuple[list[Alike], list[Alike]]:
     """Return the test rows that are, exactly or nearly, in train or dev: each once, with the row most like it."""
@@ -314,15 +315,17 @@ def _leaks(
     return listed(exact), listed(near)
 
 
-def _personal(examples: Sequence[Example]) -> dict[str, Finding]:
+def personal_of(examples: Sequence[Example]) -> dict[str, Finding]:
+    """Return the rows with likely personal data, by kind."""
     where: dict[str, list[str]] = defaultdict(list)
     for example in examples:
         for kind in find_personal(example.text):
             where[kind].append(example.where)
-    return {kind: _finding(where[kind]) for kind in KINDS if where[kind]}
+    return {kind: finding(where[kind]) for kind in KINDS if where[kind]}
 
 
-def _languages(examples: Sequence[Example]) -> dict[str, float]:
+def languages_of(examples: Sequence[Example]) -> dict[str, float]:
+    """Return the share of rows by guessed language."""
     counts = Counter(_language(example.text) for example in examples)
     return {name: round(counts[name] / max(1, len(examples)), 4) for name in ("fr", "en", "other") if counts[name]}
 

@@ -2,7 +2,7 @@ r"""Make text safe for everything downstream, and change nothing that carries me
 
 Unicode is composed (NFC), line ends become ``\n``, and what no tokenizer should see is removed: NUL and other control
 characters, byte order marks, lone surrogates. Non-breaking spaces, joiners, direction marks and emoji stay: French
-typography, Persian and family emoji need them. Only the ends are stripped.
+typography, Persian and family emoji need them. Only the ends are stripped, and not even those of a text to be written.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ class Cleaned:
 
 def clean_text(text: str) -> Cleaned:
     """Return `text` in NFC with plain line ends and without control characters, and count those removed."""
+    cleaned = clean_exact(text)
+    return Cleaned(cleaned.text.strip(), cleaned.removed)
+
+
+def clean_exact(text: str) -> Cleaned:
+    """Return `text` cleaned, white space as it stands at both ends: the first line of code may be indented."""
     if text.isascii() and text.isprintable():
-        return Cleaned(text.strip(), 0)
+        return Cleaned(text, 0)
     plain, removed = _UNWANTED.subn("", _LINE_END.sub("\n", text))
-    return Cleaned(unicodedata.normalize("NFC", plain).strip(), removed)
+    return Cleaned(unicodedata.normalize("NFC", plain), removed)
 
 
 def clean_name(name: str) -> str:

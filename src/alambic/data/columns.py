@@ -52,7 +52,7 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class _Profile:
+class Profile:
     """What the first rows hold in one column."""
 
     filled: int
@@ -74,15 +74,15 @@ def choose_columns(
     Raises:
         DataError: a column named by the task is not there, or a column cannot be guessed.
     """
-    named = {what: _named(getattr(spec, what, None), what, names, where) for what in ("text", "label", "group")}
-    text, label, notes = named["text"], named["label"], []
-    free = [n for n in names if n not in named.values()]
-    profiles = {n: _profile([row.get(n) for row in rows]) for n in free}
+    wanted = {what: named(getattr(spec, what, None), what, names, where) for what in ("text", "label", "group")}
+    text, label, notes = wanted["text"], wanted["label"], []
+    free = [n for n in names if n not in wanted.values()]
+    profiles = {n: profile([row.get(n) for row in rows]) for n in free}
     # Names settle both columns before contents settle any, so that the label is not taken for a text.
-    if label is None and need_label and (label := _by_name([n for n in free if n != text], _LABEL_NAMES)) is not None:
+    if label is None and need_label and (label := by_name([n for n in free if n != text], _LABEL_NAMES)) is not None:
         free.remove(label)
         notes.append(f"label = {label!r} (guessed from its name)")
-    if text is None and (text := _by_name(free, _TEXT_NAMES)) is not None:
+    if text is None and (text := by_name(free, _TEXT_NAMES)) is not None:
         free.remove(text)
         notes.append(f"text = {text!r} (guessed from its name)")
     if text is None:
@@ -98,28 +98,34 @@ def choose_columns(
         if label is None:
             raise _cannot_guess("label", names, where)
         notes.append(f"label = {label!r} (guessed: {profiles[label].distinct} values in {profiles[label].filled} rows)")
-    return Guess(Columns(text, label, named["group"]), tuple(sorted(notes, reverse=True)))
+    return Guess(Columns(text, label, wanted["group"]), tuple(sorted(notes, reverse=True)))
 
 
-def _named(wanted: str | None, what: str, names: Sequence[str], where: str) -> str | None:
+def named(wanted: str | None, what: str, names: Sequence[str], where: str) -> str | None:
+    """Return the column that the task names as `what`, None when it names none.
+
+    Raises:
+        DataError: there is no such column.
+    """
     if wanted is None:
         return None
     for name in names:
         if clean_name(name) == clean_name(wanted):
             return name
     raise DataError(
-        f"{where}: no column {wanted!r} (data.{what}); it has {_listing(names)}", hint=nearest(wanted, names)
+        f"{where}: no column {wanted!r} (data.{what}); it has {listing(names)}", hint=nearest(wanted, names)
     )
 
 
 def _cannot_guess(what: str, names: Sequence[str], where: str) -> DataError:
     return DataError(
-        f"{where}: cannot tell which column holds the {what}; the columns are {_listing(names)}",
+        f"{where}: cannot tell which column holds the {what}; the columns are {listing(names)}",
         hint=f'write {what} = "COLUMN" under [data]; the first line of a file must hold the column names',
     )
 
 
-def _listing(names: Sequence[str]) -> str:
+def listing(names: Sequence[str]) -> str:
+    """Return the names quoted, twenty at most."""
     shown = [repr(n if len(n) <= 40 else n[:39] + "…") for n in names[:20]]
     return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
@@ -129,7 +135,7 @@ def _words(name: str) -> list[str]:
     return _WORD.findall("".join(c for c in plain if not unicodedata.combining(c)))
 
 
-def _by_name(names: Sequence[str], known: Sequence[str]) -> str | None:
+def by_name(names: Sequence[str], known: Sequence[str]) -> str | None:
     """Return the first name that is a known word, else the first that contains one (`customer_message`)."""
     words = {name: _words(name) for name in names}
     for word in known:
@@ -145,14 +151,15 @@ def _by_name(names: Sequence[str], known: Sequence[str]) -> str | None:
     return None
 
 
-def _profile(values: Sequence[object]) -> _Profile:
+def profile(values: Sequence[object]) -> Profile:
+    """Look at the first values of one column."""
     texts = [str(v).strip() for v in values if v is not None and str(v).strip()]
     mean = sum(map(len, texts)) / len(texts) if texts else 0.0
     numeric = all(re.fullmatch(r"[-+]?[\d\s.,:/T-]+Z?", t) for t in texts)
-    return _Profile(len(texts), len(set(texts)), mean, numeric)
+    return Profile(len(texts), len(set(texts)), mean, numeric)
 
 
-def _text_by_content(names: Sequence[str], profiles: Mapping[str, _Profile]) -> str | None:
+def _text_by_content(names: Sequence[str], profiles: Mapping[str, Profile]) -> str | None:
     """Return the column of mostly distinct, clearly longest text; the only column whatever it holds."""
     if len(names) == 1 and len(profiles) == 1:
         return names[0]
@@ -164,7 +171,7 @@ def _text_by_content(names: Sequence[str], profiles: Mapping[str, _Profile]) -> 
     return fit[0]
 
 
-def _label_by_content(names: Sequence[str], profiles: Mapping[str, _Profile]) -> str | None:
+def _label_by_content(names: Sequence[str], profiles: Mapping[str, Profile]) -> str | None:
     """Return the only column of short values that repeat; words are preferred to numbers."""
     fit = [n for n in names if profiles[n].distinct > 1 and profiles[n].mean_length <= 60]
     fit = [n for n in fit if profiles[n].distinct <= 0.5 * profiles[n].filled]

@@ -22,6 +22,7 @@ _PERMUTATIONS, _BANDS = 64, 16
 _SEED = 1
 _SHINGLE = 4
 _LONG, _KEPT = 4000, 2000
+_ENDS = 600
 _CHUNK = 4096
 _CROWD = 40
 _WORDS = re.compile(r"[\W_]+")
@@ -54,6 +55,25 @@ class Duplicates:
 def exact_key(text: str) -> str:
     """Return what two texts share when they are exact duplicates."""
     return " ".join(text.casefold().split())
+
+
+def own_words(texts: Sequence[str]) -> list[str]:
+    """Return what tells texts apart: without the beginning and the end that all share, and without their long middle.
+
+    One instruction before every text would make near duplicates of them all.
+    """
+    head = _shared(texts)
+    tail = _shared([text[head:][::-1] for text in texts])
+    own = [text[head : len(text) - tail] or text for text in texts]
+    return [text if len(text) <= 2 * _ENDS else f"{text[:_ENDS]} {text[-_ENDS:]}" for text in own]
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """Return how many characters all texts begin with: those of the first and the last in order; 0 when all are one."""
+    first, last = min(texts, default=""), max(texts, default="")
+    if first == last:
+        return 0
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def find_duplicates(texts: Sequence[str], *, threshold: float = NEAR) -> Duplicates:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FOLDS = 5
 FOLDS_BELOW = 2000
 _SLOTS = 10
+_CROWD, _CROWD_SHARE = 20, 0.2
 _TEST = "test"
 _FORMAT = "splits.v1"
 
@@ -79,15 +80,7 @@ def split(
         raise DataError(
             f"{spec.train}: {len(dataset)} rows are too few to split", hint="give at least 10 rows per label"
         )
-    keys = [_key(example) for example in dataset]
-    locked = _read_lock(lock)
-    units = _units(dataset, seed)
-    places = _place(
-        dataset, units, _known(keys, locked, drop_test=test is not None), None if test is not None else spec.test_share
-    )
-    notes = _lock_notes(keys, locked, given_test=test is not None)
-    _write_lock(lock, {**locked, **{key: str(place) for key, place in zip(keys, places, strict=True)}}, locked)
-
+    places, notes = assign(dataset, seed=seed, lock=lock, test_share=None if test is not None else spec.test_share)
     rest = [i for i, place in enumerate(places) if place != _TEST]
     outer = test if test is not None else dataset.take([i for i, place in enumerate(places) if place == _TEST])
     if test is None:
@@ -109,19 +102,66 @@ def split(
     return Splits(dataset.take([i for i in rest if places[i] != 0]), dataset.take(held), outer, (), tuple(notes))
 
 
+@dataclass(frozen=True)
+class Held:
+    """How many rows slot 0, the dev part, gets at least (where there are three times as many) and at most."""
+
+    least: int
+    most: int
+
+
+def assign(
+    dataset: Dataset,
+    *,
+    seed: int,
+    lock: Path | None,
+    test_share: float | None,
+    dev: Held | None = None,
+    compared: Sequence[str] | None = None,
+) -> tuple[list[str | int], list[str]]:
+    """Return ``"test"`` or a slot from 0 to 9 for each row, and notes; a lock keeps what it says.
+
+    Args:
+        dataset: the rows.
+        seed: orders the groups.
+        lock: file that keeps the assignment; None keeps nothing.
+        test_share: of the rows for test; None when the user gave a test file.
+        dev: bounds of slot 0; None leaves it a tenth.
+        compared: what near duplicates are looked for in, row by row; the texts when None.
+
+    Raises:
+        DataError: the lock file is damaged or cannot be written.
+    """
+    keys = [_key(example) for example in dataset]
+    locked = _read_lock(lock)
+    given = test_share is None
+    units, notes = _units(dataset, seed, compared or dataset.texts, crowded=dev is not None)
+    places = _place(dataset, units, _known(keys, locked, drop_test=given), test_share, dev)
+    _write_lock(lock, {**locked, **{key: str(place) for key, place in zip(keys, places, strict=True)}}, locked)
+    return places, [*notes, *_lock_notes(keys, locked, given_test=given)]
+
+
 def _key(example: Example) -> str:
     """Return the row digest of the lock: of the text and the group, so that correcting a label moves nothing."""
     return hashlib.sha256(f"{example.text}\x1f{example.group or ''}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
-def _units(dataset: Dataset, seed: int) -> list[_Unit]:
-    """Gather rows by group column, or by near-duplication where they have none, in an order that the seed decides."""
+def _units(dataset: Dataset, seed: int, compared: Sequence[str], *, crowded: bool) -> tuple[list[_Unit], list[str]]:
+    """Gather rows by group column, or by near-duplication where they have none, in an order that the seed decides.
+
+    When all are tied to one another by the words that they share (`crowded` expects that), only equal ones are tied.
+    """
     members: dict[str, list[int]] = defaultdict(list)
     loose = [i for i, example in enumerate(dataset) if example.group is None]
     for i, example in enumerate(dataset):
         if example.group is not None:
             members[f"group {example.group}"].append(i)
-    alike = find_duplicates([dataset.examples[i].text for i in loose]).groups
+    texts, notes = [compared[i] for i in loose], []
+    alike = find_duplicates(texts).groups
+    largest = max(Counter(alike).values(), default=0)
+    if crowded and largest > max(_CROWD, _CROWD_SHARE * len(dataset)):
+        alike = find_duplicates(texts, threshold=1.0).groups
+        notes.append(f"{largest:,} rows are alike, each nearly like another: only equal ones are kept together")
     for i, first in zip(loose, alike, strict=True):
         members[f"like {loose[first]}"].append(i)
     units = []
@@ -129,7 +169,7 @@ def _units(dataset: Dataset, seed: int) -> list[_Unit]:
         key = min(dataset.examples[i].digest for i in rows)
         counts = Counter(name for i in rows for name in _labels(dataset.examples[i]))
         units.append(_Unit(tuple(rows), counts, hashlib.sha256(f"{seed} {key}".encode()).hexdigest()))
-    return sorted(units, key=lambda unit: (-len(unit.rows), unit.order))
+    return sorted(units, key=lambda unit: (-len(unit.rows), unit.order)), notes
 
 
 def _labels(example: Example) -> tuple[str, ...]:
@@ -148,7 +188,11 @@ def _known(keys: Sequence[str], locked: dict[str, str], *, drop_test: bool) -> l
 
 
 def _place(
-    dataset: Dataset, units: Sequence[_Unit], known: Sequence[str | int | None], test_share: float | None
+    dataset: Dataset,
+    units: Sequence[_Unit],
+    known: Sequence[str | int | None],
+    test_share: float | None,
+    dev: Held | None,
 ) -> list[str | int]:
     """Return ``"test"`` or the slot of each row; rows of units seen before follow them, old rows never move."""
     places: list[str | int | None] = list(known)
@@ -164,7 +208,7 @@ def _place(
     totals = Counter(name for example in dataset for name in _labels(example))
     if test_share is not None:
         fresh = _set_aside(dataset, fresh, places, totals, test_share)
-    _fill_slots(dataset, fresh, places, totals)
+    _fill_slots(dataset, fresh, places, totals, dev)
     return [0 if place is None else place for place in places]
 
 
@@ -200,7 +244,13 @@ def _set_aside(
     return [unit for i, unit in enumerate(units) if i not in chosen]
 
 
-def _fill_slots(dataset: Dataset, units: Sequence[_Unit], places: list[str | int | None], totals: Counter[str]) -> None:
+def _fill_slots(
+    dataset: Dataset,
+    units: Sequence[_Unit],
+    places: list[str | int | None],
+    totals: Counter[str],
+    dev: Held | None,
+) -> None:
     """Give each unit the slot where its labels are rarest, then the fold, then the slot with the fewest rows."""
     slots = [Counter[str]() for _ in range(_SLOTS)]
     sizes = [0] * _SLOTS
@@ -218,11 +268,23 @@ def _fill_slots(dataset: Dataset, units: Sequence[_Unit], places: list[str | int
 
         # A label seen once cannot be both learnt and checked: it is for learning, never in slot 0 (dev).
         rare = any(totals[name] == n for name, n in unit.labels.items())
-        best = min(range(1 if rare else 0, _SLOTS), key=cost)
+        full = dev is not None and sizes[0] + len(unit.rows) > dev.most
+        best = min(range(1 if rare or full else 0, _SLOTS), key=cost)
         slots[best].update(unit.labels)
         sizes[best] += len(unit.rows)
         for row in unit.rows:
             places[row] = best
+    if dev is not None:
+        _fill_dev(units, places, min(dev.least, sum(sizes) // 3) - sizes[0])
+
+
+def _fill_dev(units: Sequence[_Unit], places: list[str | int | None], missing: int) -> None:
+    """Move units to slot 0 until no row is missing there; what the lock knew stays."""
+    for unit in sorted(units, key=lambda unit: unit.order):
+        if missing >= len(unit.rows) and places[unit.rows[0]] != 0:
+            missing -= len(unit.rows)
+            for row in unit.rows:
+                places[row] = 0
 
 
 def _read_lock(lock: Path | None) -> dict[str, str]:
