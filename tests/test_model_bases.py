@@ -3,13 +3,21 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from alambic.errors import BaseModelError
 from alambic.model import bases
 from alambic.model.bases import resolve
 
 CONFIG = {"model_type": "bert", "hidden_size": 32, "max_position_embeddings": 64}
+LLAMA = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 131_072}
+
+
+def weights(*sides: int, name: str = "w") -> bytes:
+    """A safetensors file of one tensor."""
+    return save({name: np.zeros(sides, np.float32)})
 
 
 @pytest.fixture
@@ -17,8 +25,22 @@ def folder(tmp_path):
     path = tmp_path / "mybase"
     path.mkdir()
     (path / "config.json").write_text(json.dumps(CONFIG))
-    (path / "model.safetensors").write_bytes(b"weights")
+    (path / "model.safetensors").write_bytes(weights(3, 4))
     return path
+
+
+@pytest.fixture
+def decoder(folder):
+    """A folder of two shards, with tokenizer and template."""
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    for i in (1, 2):
+        (folder / f"model-{i:05d}-of-00002.safetensors").write_bytes(weights(i, 10, name=f"w{i}"))
+    index = {"weight_map": {f"w{i}": f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
 
 
 def test_resolve_reads_the_embedded_base_from_its_package():
@@ -51,7 +73,7 @@ def test_resolve_reads_a_local_folder_relative_to_root(folder):
 
 def test_resolve_gives_another_digest_when_the_weights_change(folder):
     before = resolve(str(folder)).digest
-    (folder / "model.safetensors").write_bytes(b"other")
+    (folder / "model.safetensors").write_bytes(weights(3, 5))
     assert resolve(str(folder)).digest != before
 
 
@@ -119,3 +141,136 @@ def test_resolve_takes_a_hub_id_from_the_cache_of_hf_home_when_offline(folder, t
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == (f"hub:someone/some-model@{commit}", "")
+
+
+def test_resolve_counts_the_parameters_in_the_headers_when_an_encoder(folder):
+    base = resolve(str(folder))
+    assert (base.kind, base.architecture, base.parameters, base.context_tokens) == ("encoder", "bert", 12, 64)
+
+
+def test_resolve_reads_what_a_generator_needs_when_a_decoder(decoder):
+    base = resolve(str(decoder), kinds=("decoder",))
+    assert (base.kind, base.architecture, base.parameters) == ("decoder", "llama", 30)
+    assert (base.context_tokens, base.max_tokens, base.has_template) == (131_072, 4096, True)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "marian", "bart", "mbart"])
+def test_resolve_reads_an_encoder_decoder(folder, architecture):
+    (folder / "config.json").write_text(json.dumps({"model_type": architecture, "d_model": 32, "n_positions": 512}))
+    (folder / "spiece.model").write_bytes(b"x")
+    base = resolve(str(folder), kinds=("decoder", "seq2seq"))
+    assert (base.kind, base.context_tokens, base.has_template) == ("seq2seq", 512, False)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["gemma2", "llama", "ministral3", "mistral", "mistral3", "phi", "qwen2", "stablelm", "starcoder2"],
+)
+def test_kind_of_a_family_that_writes_is_decoder(architecture):
+    assert bases.kind_of(architecture) == "decoder"
+
+
+def test_resolve_finds_a_template_inside_the_tokenizer_config(decoder):
+    (decoder / "chat_template.jinja").unlink()
+    assert not resolve(str(decoder), kinds=("decoder",)).has_template
+    (decoder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert resolve(str(decoder), kinds=("decoder",)).has_template
+
+
+def test_resolve_reads_the_context_of_the_text_part_when_a_picture_model(decoder):
+    text = {"model_type": "ministral3", "max_position_embeddings": 262_144}
+    (decoder / "config.json").write_text(json.dumps({"model_type": "mistral3", "text_config": text}))
+    assert resolve(str(decoder), kinds=("decoder",)).context_tokens == 262_144
+
+
+def test_resolve_says_what_fits_when_the_kind_is_wrong(decoder):
+    said = r"(?s)config.json: model_type 'llama' is a decoder, and this task needs an encoder.*fits: all-minilm-l6-v2"
+    with pytest.raises(BaseModelError, match=said):
+        resolve(str(decoder))
+
+
+def test_resolve_says_so_before_fetching_when_a_known_base_is_of_the_wrong_kind():
+    said = r"(?s)'t5-small'.*is an encoder-decoder, and this task needs a decoder.*fits: qwen2.5-0.5b.*--kind decoder"
+    with pytest.raises(BaseModelError, match=said):
+        resolve("t5-small", kinds=("decoder",))
+
+
+def test_resolve_names_the_shard_that_is_missing(decoder):
+    (decoder / "model-00002-of-00002.safetensors").unlink()
+    said = r"1 of 2 weight files are missing, the first is model-00002-of-00002.safetensors"
+    with pytest.raises(BaseModelError, match=said):
+        resolve(str(decoder), kinds=("decoder",))
+
+
+def test_resolve_names_the_shard_that_is_missing_when_there_is_no_index(decoder):
+    (decoder / "model.safetensors.index.json").unlink()
+    (decoder / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(BaseModelError, match=r"the first is model-00001-of-00002\.safetensors"):
+        resolve(str(decoder), kinds=("decoder",))
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", ""])
+def test_resolve_refuses_an_index_that_leaves_the_folder(decoder, name):
+    (decoder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(BaseModelError, match="names no weight files of this folder"):
+        resolve(str(decoder), kinds=("decoder",))
+
+
+def test_resolve_says_so_when_a_weight_file_was_cut_short(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(BaseModelError, match="holds 40 bytes of tensors, its header promises 48: it was cut short"):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"weights", b"\xff" * 40, (9).to_bytes(8, "little") + b"not json!"])
+def test_resolve_says_so_when_a_weight_file_is_something_else(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(BaseModelError, match="is not a safetensors file"):
+        resolve(str(folder))
+
+
+def test_resolve_refuses_weights_that_are_quantised_already(decoder):
+    (decoder / "config.json").write_text(json.dumps({**LLAMA, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(BaseModelError, match="stored in fp8 form, which can be neither trained nor packed"):
+        resolve(str(decoder), kinds=("decoder",))
+
+
+def test_resolve_refuses_a_tokenizer_that_is_a_program(decoder):
+    (decoder / "tokenizer.json").rename(decoder / "tokenization_xgen.py")
+    with pytest.raises(BaseModelError, match=r"(?s)its tokenizer is a program \(tokenization_xgen.py\).*never run"):
+        resolve(str(decoder), kinds=("decoder",))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("model-q8.gguf", "GGUF files only"), ("adapter_config.json", "an adapter")]
+)
+def test_resolve_says_what_a_folder_holds_when_it_is_no_base(folder, name, said):
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(BaseModelError, match=said):
+        resolve(str(folder))
+
+
+def test_resolve_refuses_scratch_when_the_task_classifies():
+    with pytest.raises(BaseModelError, match=r"(?s)'scratch' is for tasks that write.*fits: all-minilm-l6-v2"):
+        resolve("scratch")
+
+
+def test_resolve_says_that_scratch_has_no_files_when_the_task_writes():
+    with pytest.raises(BaseModelError, match="made on the task's own text"):
+        resolve("scratch", kinds=("decoder",))
+
+
+def test_resolve_refuses_a_remote_model():
+    with pytest.raises(BaseModelError, match=r"'claude-haiku-4\.5' is a remote model: it can be compared with"):
+        resolve("claude-haiku-4.5", kinds=("decoder",))
+
+
+def test_resolve_changes_the_digest_of_a_generator_with_its_template_and_not_that_of_an_encoder(decoder, folder):
+    before = resolve(str(decoder), kinds=("decoder",)).digest
+    (decoder / "chat_template.jinja").write_text("{{ messages }} ")
+    assert resolve(str(decoder), kinds=("decoder",)).digest != before
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    encoder = resolve(str(folder)).digest
+    (folder / "chat_template.jinja").write_text("other")
+    assert resolve(str(folder)).digest == encoder

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from alambic.errors import TrainError, WorkspaceError
-from alambic.events import Note, Progress, Work
-from alambic.train.schedule import factor, set_rates
+from alambic.events import Event, Note, Progress, Work
+from alambic.train.schedule import Shape, factor, set_rates
 
 _NORM = 1.0  # gradients are clipped to this length
 
@@ -58,6 +58,7 @@ class Plan:
         checkpoint: folder of the checkpoint, or None.
         checkpoint_seconds: time between two checkpoints.
         key: a checkpoint of another key is ignored.
+        shape: of the rate after its warm-up.
     """
 
     stage: str
@@ -70,6 +71,7 @@ class Plan:
     checkpoint: Path | None
     checkpoint_seconds: float
     key: str
+    shape: Shape = "linear"
 
 
 class Loop:
@@ -78,7 +80,8 @@ class Loop:
     Args:
         model: what is trained; only weights that require a gradient are kept and saved.
         optimizer: with a ``peak`` rate in each group.
-        loss_of: step number to loss; batches are a function of the step.
+        loss_of: step number to loss; batches are a function of the step. A number instead of a tensor says that the
+            gradients are there already: a large batch goes backward part by part.
         score: dev score, or None in a run of a fixed number of steps.
         plan: what to run.
     """
@@ -88,7 +91,7 @@ class Loop:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        loss_of: Callable[[int], Tensor],
+        loss_of: Callable[[int], Tensor | float],
         score: Callable[[], float] | None,
         plan: Plan,
     ) -> None:
@@ -147,16 +150,17 @@ class Loop:
     def _step(self, step: int) -> float:
         torch.manual_seed(self.plan.seed * 1_000_003 + step)
         self.model.train()
-        set_rates(self.optimizer, factor(step, total=self.plan.total, warmup=self.plan.warmup))
+        set_rates(self.optimizer, factor(step, total=self.plan.total, warmup=self.plan.warmup, shape=self.plan.shape))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss_of(step)
-        value = float(loss.detach())
+        value = loss if isinstance(loss, float) else float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
             raise TrainError(
                 f"{self.plan.stage}: the loss is {value} at step {step + 1} of {self.plan.total}",
                 hint="lower learning_rate in the candidate's recipe",
             )
-        loss.backward()
+        if isinstance(loss, Tensor):
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained().values(), _NORM)
         self.optimizer.step()
         return value
@@ -253,3 +257,22 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):  # none yet, or cut short by a kill
         return None
     return state if isinstance(state, dict) else None
+
+
+def changed(work: Work[State], change: Callable[[Event], Event]) -> Work[State]:
+    """Pass the events of `work` on, each changed; what is thrown in goes to `work`."""
+    try:
+        event = next(work)
+        while True:
+            try:
+                yield change(event)
+            except GeneratorExit:
+                work.close()
+                raise
+            except BaseException as error:
+                event = work.throw(error)
+            else:
+                event = next(work)
+    except StopIteration as stop:
+        state: State = stop.value
+        return state

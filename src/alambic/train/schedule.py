@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,12 +14,25 @@ from alambic.model.encoder import Encoder
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
-def factor(step: int, *, total: int, warmup: float) -> float:
-    """Return the share of the peak rate at `step`: linear up over `warmup` of `total`, then linear down to zero."""
+Shape = Literal["linear", "cosine", "wsd"]
+_DECAY_SHARE = 0.2  # of a warm-up/stable/decay schedule
+
+
+def factor(step: int, *, total: int, warmup: float, shape: Shape = "linear") -> float:
+    """Return the share of the peak rate at `step`: linear up over `warmup` of `total`, then down to zero.
+
+    ``linear`` goes straight down, ``cosine`` along a half cosine, ``wsd`` stays at the peak and falls straight over the
+    last fifth (Hu et al. 2024, https://arxiv.org/abs/2404.06395).
+    """
     rise = max(1, round(total * warmup))
     if step < rise:
         return (step + 1) / rise
-    return max(0.0, (total - step) / max(1, total - rise))
+    left = max(0.0, (total - step) / max(1, total - rise))
+    if shape == "cosine":
+        return 0.5 - 0.5 * math.cos(math.pi * left)
+    if shape == "wsd":
+        return min(1.0, max(0.0, (total - step) / max(1, total * _DECAY_SHARE)))
+    return left
 
 
 def freeze(encoder: Encoder, *, embeddings: str) -> None:
