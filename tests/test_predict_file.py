@@ -141,7 +141,7 @@ def test_row_too_long_is_an_error_line_when_the_task_says_so(bundle, tmp_path, m
             return real(texts, **options)
 
         monkeypatch.setattr(engine, "predict", refuse)
-        answers = module._predictions(engine, ["my refund", "x" * 101, "the technician"], None)
+        answers = module._predictions(module.predicting(engine), ["my refund", "x" * 101, "the technician"])
     assert [answer.get("error") for answer in answers] == [None, "900 tokens, the model reads 256", None]
     assert answers[2]["prediction"] == "visit"
 
@@ -156,14 +156,14 @@ from alambic.cli.main import main
 predict_file._BATCH, batches = 50, []
 answer = predict_file._answer
 
-def counted(engine, rows, spec, out, top_k):
+def counted(predict, rows, spec, out):
     batches.append(1)
     if len(batches) == 4:
         out.flush()
         out.write('{"message": "half a li')
         out.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    return answer(engine, rows, spec, out, top_k)
+    return answer(predict, rows, spec, out)
 
 predict_file._answer = counted
 main(sys.argv[1:])

@@ -12,8 +12,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,15 +24,21 @@ from alambic.data.read import Row, cell_text, iter_rows
 from alambic.errors import DataError, EngineError, WorkspaceError
 from alambic.events import Note, Progress, Work
 from alambic.kinds.classify import Prediction
+from alambic.kinds.generation import Reply
 from alambic.workspace import on_disk
 
 if TYPE_CHECKING:
     from alambic.engines import ClassifyEngine
+    from alambic.engines.bundle_writer import BundleWriter
     from alambic.task import DataSpec
 
+# Texts to the public JSON of their predictions, in order.
+Predict = Callable[[Sequence[str]], list[dict[str, Any]]]
+
 _BATCH = 256
+_WRITTEN_BATCH = 16  # writing is slow: an interrupted run loses at most this many rows
 # What we write; a column of the input by one of these names would be taken for our answer.
-_OURS = ("prediction", "confidence", "abstained", "scores", "error")
+_OURS = ("prediction", "confidence", "abstained", "scores", "finish_reason", "tool_calls", "error")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -55,8 +62,32 @@ def to_json(prediction: Prediction, *, multi_label: bool, top_k: int | None = No
     return answer
 
 
+def reply_to_json(reply: Reply) -> dict[str, Any]:
+    """Return the public JSON form of a written answer; `finish_reason` tells one that was cut off."""
+    answer: dict[str, Any] = {"prediction": reply.content, "finish_reason": reply.finish_reason}
+    if reply.tool_calls:
+        answer["tool_calls"] = [call.to_dict() for call in reply.tool_calls]
+    return answer
+
+
+def predicting(engine: ClassifyEngine | BundleWriter, *, top_k: int | None = None) -> Predict:
+    """Return what turns texts into the JSON of their predictions, whatever the kind of the bundle."""
+    from alambic.engines import ClassifyEngine
+
+    if isinstance(engine, ClassifyEngine):
+        one = partial(to_json, multi_label=engine.multi_label, top_k=top_k)
+        return lambda texts: [one(prediction) for prediction in engine.predict(texts)]
+    return lambda texts: [reply_to_json(reply) for reply in engine.predict(texts)]
+
+
 def predict_file(
-    engine: ClassifyEngine, source: Path, target: Path, *, spec: DataSpec, bundle_seal: str, top_k: int | None = None
+    engine: ClassifyEngine | BundleWriter,
+    source: Path,
+    target: Path,
+    *,
+    spec: DataSpec,
+    bundle_seal: str,
+    top_k: int | None = None,
 ) -> Work[FileResult]:
     """Predict every row of `source` into `target`.
 
@@ -65,6 +96,7 @@ def predict_file(
         WorkspaceError: `target` cannot be written; what was computed stays in `TARGET.part`.
     """
     began = time.perf_counter()
+    predict, size = predicting(engine, top_k=top_k), _WRITTEN_BATCH if engine.bundle.manifest.writer else _BATCH
     part = target.with_name(target.name + ".part")
     stamp = _stamp(source, [bundle_seal, top_k, spec.text, spec.encoding, spec.separator])
     with on_disk(target):
@@ -74,9 +106,9 @@ def predict_file(
         rows = islice(iter_rows(source, spec), resumed, None)
         done, replaced = resumed, set[str]()
         with open(part, "a", encoding="utf-8", newline="\n") as out:
-            for batch in _batches(rows):
+            for batch in _batches(rows, size):
                 replaced.update(name for row in batch for name in _OURS if name in row.fields)
-                errors += _answer(engine, batch, spec, out, top_k)
+                errors += _answer(predict, batch, spec, out)
                 done += len(batch)
                 elapsed = time.perf_counter() - began
                 yield Progress("predict", done, 0, {"rows/s": (done - resumed) / elapsed, "errors": float(errors)})
@@ -89,12 +121,12 @@ def predict_file(
     return FileResult(done, errors, resumed, time.perf_counter() - began)
 
 
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while batch := list(islice(rows, _BATCH)):
+def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    while batch := list(islice(rows, size)):
         yield batch
 
 
-def _answer(engine: ClassifyEngine, rows: list[Row], spec: DataSpec, out: TextIO, top_k: int | None) -> int:
+def _answer(predict: Predict, rows: list[Row], spec: DataSpec, out: TextIO) -> int:
     """Write one line per row; return how many are errors."""
     column = spec.text or "text"
     texts: list[tuple[int, str]] = []
@@ -109,7 +141,7 @@ def _answer(engine: ClassifyEngine, rows: list[Row], spec: DataSpec, out: TextIO
         else:
             texts.append((i, cell_text(text)))
         answers.append(answer)
-    for (i, _), result in zip(texts, _predictions(engine, [t for _, t in texts], top_k), strict=True):
+    for (i, _), result in zip(texts, _predictions(predict, [t for _, t in texts]), strict=True):
         if "error" in result:
             result = {"error": f"{rows[i].where}: {result['error']}"}
         answers[i].update(result)
@@ -128,17 +160,16 @@ def _line(answer: dict[str, Any]) -> str:
     return text if _SURROGATE.search(text) is None else json.dumps(answer, default=str)
 
 
-def _predictions(engine: ClassifyEngine, texts: list[str], top_k: int | None) -> list[dict[str, Any]]:
-    multi = engine.multi_label
+def _predictions(predict: Predict, texts: list[str]) -> list[dict[str, Any]]:
     try:
-        return [to_json(p, multi_label=multi, top_k=top_k) for p in engine.predict(texts)]
+        return predict(texts)
     except EngineError:
-        return [_one(engine, text, top_k) for text in texts]
+        return [_one(predict, text) for text in texts]
 
 
-def _one(engine: ClassifyEngine, text: str, top_k: int | None) -> dict[str, Any]:
+def _one(predict: Predict, text: str) -> dict[str, Any]:
     try:
-        return to_json(engine.predict([text])[0], multi_label=engine.multi_label, top_k=top_k)
+        return predict([text])[0]
     except EngineError as error:
         return {"error": error.message}
 

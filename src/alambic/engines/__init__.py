@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alambic._registry import Registry
 from alambic.bundle import Bundle, open_bundle, user_cache
 from alambic.engines.classify import ClassifyEngine, TextReader
 from alambic.errors import AlambicError, EngineError, nearest
 from alambic.manifest import PartSpec
+
+if TYPE_CHECKING:
+    from alambic.engines.bundle_writer import BundleWriter
 
 __all__ = ["ON_VECTORS", "PARTS", "ClassifyEngine", "TextReader", "load_part", "open", "open_engine", "open_part"]
 
@@ -30,12 +33,23 @@ PARTS = Registry(
         "torch": "alambic.engines.torch:TorchPart",
     },
 )
+# Parts that write: each is called as `GET(folder, params, threads=, cache_dir=)` and gives a `Writer`.
+WRITERS = Registry(
+    "writing engine",
+    {
+        "llamacpp": "alambic.engines.llamacpp:LlamaCppWriter",
+        "nearest": "alambic.engines.nearest:NearestWriter",
+        "openvino-genai": "alambic.engines.genai:GenAIWriter",
+        "openvino-graph": "alambic.engines.graph:GraphWriter",
+        "tagger": "alambic.engines.tagger:TaggerWriter",
+    },
+)
 # Parts that take the rows of another part; all others take texts.
 ON_VECTORS = frozenset({"knn-head", "linear-head"})
 
 
-def open(path: str | os.PathLike[str], *, threads: int | None = None) -> ClassifyEngine:
-    """Open the bundle at `path` (a folder or a `.alambic` file), ready to predict.
+def open(path: str | os.PathLike[str], *, threads: int | None = None) -> ClassifyEngine | BundleWriter:
+    """Open the bundle at `path` (a folder or a `.alambic` file), ready to predict: labels, or texts where it writes.
 
     Args:
         path: the bundle.
@@ -45,7 +59,11 @@ def open(path: str | os.PathLike[str], *, threads: int | None = None) -> Classif
         BundleError: the bundle is missing, damaged, tampered with or too new.
         EngineError: an engine cannot run it.
     """
-    return open_engine(path, threads=threads)
+    from alambic.engines.bundle_writer import open_writer
+
+    bundle = open_bundle(path)
+    opener = open_engine if bundle.manifest.writer is None else open_writer
+    return opener(bundle, threads=threads)
 
 
 def open_engine(
@@ -64,6 +82,11 @@ def open_engine(
     """
     if not isinstance(bundle, Bundle):
         bundle = open_bundle(bundle)
+    if bundle.manifest.writer is not None:
+        kind = bundle.manifest.kind
+        raise EngineError(
+            f"{bundle.source}: kind {kind!r} writes texts, it gives no labels", hint="alambic chat BUNDLE"
+        )
     first, *rest = bundle.manifest.chain()
     for spec in (first, *rest):
         if spec.engine not in PARTS:

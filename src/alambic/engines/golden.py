@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from alambic.engines.bundle_writer import BundleWriter
 from alambic.engines.classify import ClassifyEngine
 from alambic.errors import EngineError
+from alambic.kinds.chat import parse_chat
+from alambic.kinds.generation import GenerationRequest
 
 # Another CPU rounds int8 and bf16 differently; more than this is another model.
 TOLERANCE = 0.05
@@ -60,6 +63,20 @@ def check_golden(engine: ClassifyEngine, *, tolerance: float = TOLERANCE) -> Gol
         )
     changed = int((here.argmax(axis=1) != there.argmax(axis=1)).sum())
     return GoldenReport(len(golden), float(differences[worst]), changed)
+
+
+def check_golden_chats(writer: BundleWriter) -> GoldenReport:
+    """Read the golden conversations of the writer's bundle again: every token must be the one of the build.
+
+    Raises:
+        EngineError: a token differs; the first is named.
+    """
+    golden = writer.bundle.manifest.golden_chats
+    for i, sample in enumerate(golden):
+        chat = parse_chat(sample.chat["messages"], sample.chat.get("tools"), where=f"golden conversation {i}")
+        said = chat.messages[-1].content
+        _check_ids(said, list(sample.ids), writer.token_ids(GenerationRequest(chat=chat)))
+    return GoldenReport(len(golden), 0.0, 0)
 
 
 def _check_ids(text: str, expected: list[int], got: list[int]) -> None:

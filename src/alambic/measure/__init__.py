@@ -112,11 +112,11 @@ def measure(
         BundleError: the bundle cannot be opened.
         AlambicError: the data set has no row.
     """
-    import alambic
+    from alambic.engines import open_engine
 
     options = options or Options()
     options = options if threads is None else replace(options, threads=threads)
-    with alambic.open(bundle, threads=options.threads) as engine:
+    with open_engine(bundle, threads=options.threads) as engine:
         yield Started("quality")
         start = time.perf_counter()
         quality = measure_quality(engine, dataset, split=split, seed=options.seed)

@@ -31,10 +31,10 @@ def compare_bundles(
         BundleError: a bundle cannot be opened.
         AlambicError: the data set has no row.
     """
-    import alambic
+    from alambic.engines import open_engine
 
     with ExitStack() as stack:
-        engines = {str(path): stack.enter_context(alambic.open(path, threads=threads)) for path in bundles}
+        engines = {str(path): stack.enter_context(open_engine(path, threads=threads)) for path in bundles}
         qualities: dict[str, Quality] = {}
         for done, (name, engine) in enumerate(engines.items()):
             yield Progress("quality", done=done, total=len(engines))

@@ -67,8 +67,8 @@ class Rapl:
 
 
 def measure_energy(
-    predict: Callable[[Sequence[str]], object],
-    texts: Sequence[str],
+    predict: Callable[[Sequence[Any]], object],
+    texts: Sequence[Any],
     *,
     seconds: float = 5.0,
     tdp_watts: float | None = None,

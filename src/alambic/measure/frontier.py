@@ -27,7 +27,8 @@ from alambic.measure.limits import (
     sentence,
     title_of,
 )
-from alambic.measure.metrics import METRICS, Interval, paired_bootstrap
+from alambic.measure.metrics import Interval, Paired, paired_bootstrap, paired_rows
+from alambic.measure.metrics import title_of as metric_title
 
 if TYPE_CHECKING:
     from alambic.task import Budget
@@ -169,7 +170,7 @@ def choose(points: Sequence[Point], budget: Budget, *, seed: int = 0) -> Choice:
 def _prefer(within: list[Point], budget: Budget, *, metric: str, prefer: str, seed: int) -> tuple[Point, list[str]]:
     if prefer != "quality" and (budget.quality or budget.give_up <= 0):
         return _cheapest(within, budget, metric=metric, prefer=prefer)
-    title = METRICS[metric].title
+    title = metric_title(metric)
     best = min(within, key=lambda p: (-p.quality[metric].value, *_rank(p, "p95_ms")))
     reasons = [f"{best.name} {_among(within, f'has the highest {title}')}."]
     if budget.give_up <= 0:
@@ -190,7 +191,7 @@ def _cheapest(within: list[Point], budget: Budget, *, metric: str, prefer: str) 
     best = min(within, key=lambda p: (_rank(p, prefer)[0], -p.quality[metric].value, *_rank(p, prefer)))
     reasons = [f"{best.name} {_among(within, f'is the {_SUPERLATIVE[prefer]}')}."]
     if not budget.quality:
-        reasons.append(f"The budget has no quality floor, so {METRICS[metric].title} had no say.")
+        reasons.append(f"The budget has no quality floor, so {metric_title(metric)} had no say.")
     return best, reasons
 
 
@@ -208,17 +209,22 @@ def _among(within: Sequence[Point], claim: str) -> str:
 def _ties(chosen: Point, within: Sequence[Point], metric: str, seed: int) -> tuple[Tie, ...]:
     ties = []
     for point in within:
-        if point is chosen or point.answers is None or chosen.answers is None:
-            continue
-        if not np.array_equal(point.answers.truths, chosen.answers.truths):
-            raise AlambicError(f"{point.name} and {chosen.name} were not scored on the same rows")
-        rng = np.random.default_rng(seed)
-        pair = paired_bootstrap(
-            metric, chosen.answers.truths, point.answers.predictions, chosen.answers.predictions, rng=rng
-        )
-        if pair.tied:
+        pair = None if point is chosen else _paired(point, chosen, metric, np.random.default_rng(seed))
+        if pair is not None and pair.tied:
             ties.append(Tie(point.name, metric, pair.difference, pair.p_value))
     return tuple(ties)
+
+
+def _paired(point: Point, chosen: Point, metric: str, rng: np.random.Generator) -> Paired | None:
+    if point.row_scores is not None and chosen.row_scores is not None:
+        return paired_rows(point.row_scores, chosen.row_scores, rng=rng)
+    if point.answers is None or chosen.answers is None:
+        return None
+    if not np.array_equal(point.answers.truths, chosen.answers.truths):
+        raise AlambicError(f"{point.name} and {chosen.name} were not scored on the same rows")
+    return paired_bootstrap(
+        metric, chosen.answers.truths, point.answers.predictions, chosen.answers.predictions, rng=rng
+    )
 
 
 def _missed(chosen: Point, points: Sequence[Point], checks: Mapping[str, tuple[Check, ...]]) -> Missed:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
 from alambic.errors import AlambicError, nearest
 from alambic.measure import Costs
-from alambic.measure.metrics import METRICS, Interval
+from alambic.measure.metrics import Interval
+from alambic.measure.metrics import title_of as metric_title
 from alambic.measure.quality import Answers, Quality
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ class Point:
         energy_source: ``rapl``, ``estimated`` or ``unavailable``.
         answers: row by row, for paired tests; all points share the rows and their order.
         split: the rows behind `quality`.
+        row_scores: of a kind that writes, the deciding metric row by row [N], for paired tests in place of `answers`.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Point:
     energy_source: str = "unavailable"
     answers: Answers | None = None
     split: str = "dev"
+    row_scores: NDArray[Any] | None = None
 
     def cost(self, name: str) -> float | None:
         """Return the point estimate of one of `COSTS`."""
@@ -54,7 +60,7 @@ class Point:
 
     def to_dict(self, *, rows: bool = False) -> dict[str, Any]:
         """Return the figures, ready for JSON; with `rows`, the answers too."""
-        figures = {key: value for key, value in vars(self).items() if key not in {"answers", "quality"}}
+        figures = {key: value for key, value in vars(self).items() if key not in {"answers", "quality", "row_scores"}}
         figures.update(p50_ms=self.p50_ms.to_dict(), p95_ms=self.p95_ms.to_dict())
         figures["quality"] = {name: score.to_dict() for name, score in self.quality.items()}
         if rows and self.answers is not None:
@@ -139,15 +145,15 @@ def _ceiling(point: Point, name: str, ceiling: float) -> Check:
     return Check(name, ceiling, got, met, met and bound <= ceiling, 0.0 if met else math.log(got / ceiling))
 
 
-def final_checks(chosen: Point, test: Quality, budget: Budget) -> tuple[Check, ...]:
+def final_checks(chosen: Point, test: Mapping[str, Interval], budget: Budget) -> tuple[Check, ...]:
     """Hold the floors against the chosen bundle's test scores: what the exit code of a build follows."""
-    checks = check_limits(replace(chosen, quality=test.scores), budget)
+    checks = check_limits(replace(chosen, quality=dict(test)), budget)
     return tuple(check for check in checks if check.limit not in COSTS)
 
 
 def title_of(limit: str) -> str:
     """Write a metric or a cost for people."""
-    return TITLES.get(limit) or METRICS[limit].title
+    return TITLES.get(limit) or metric_title(limit)
 
 
 def sentence(check: Check, point: Point) -> str:

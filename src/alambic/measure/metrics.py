@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alambic.errors import AlambicError, nearest
+from alambic.kinds import writing
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -257,6 +258,11 @@ def bootstrap(
     return Interval.of(rule(truths, predictions), samples, n=len(truths), level=level)
 
 
+def title_of(name: str) -> str:
+    """Write the name of a metric of any kind for people."""
+    return METRICS[name].title if name in METRICS else writing.TITLES.get(name, name)
+
+
 def paired_bootstrap(
     name: str,
     truths: Array,
@@ -286,6 +292,19 @@ def paired_bootstrap(
     difference = Interval.of(rule(truths, first) - rule(truths, second), samples, n=rows)
     tail = min(float((samples <= 0.0).mean()), float((samples >= 0.0).mean()))
     return Paired(difference, min(1.0, 2.0 * max(tail, 1.0 / n)))
+
+
+def paired_rows(first: Array, second: Array, *, n: int = 1000, rng: np.random.Generator) -> Paired:
+    """Compare two scores of the same rows [N], higher is better: mean of `first` minus mean of `second`, resampled.
+
+    Raises:
+        AlambicError: there is no row.
+    """
+    _need_rows(len(first))
+    gain = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    samples = np.array([gain[rng.integers(len(gain), size=len(gain))].mean() for _ in range(n)])
+    tail = min(float((samples <= 0.0).mean()), float((samples >= 0.0).mean()))
+    return Paired(Interval.of(float(gain.mean()), samples, n=len(gain)), min(1.0, 2.0 * max(tail, 1.0 / n)))
 
 
 def quantile_interval(

@@ -10,8 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alambic.kinds import writing
 from alambic.measure.machine import describe
 from alambic.measure.metrics import METRICS
+from alambic.measure.metrics import title_of as metric_title
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_LICENCES = {
@@ -39,7 +41,7 @@ def _front_matter(manifest: Mapping[str, Any], languages: Sequence[str]) -> dict
     test = _numbers((manifest.get("scores") or {}).get("test"))
     base_id, data_id = _hub_id(base.get("hub"), base.get("source"), base.get("name")), _hub_id(data.get("hub"))
     front: dict[str, Any] = {"language": list(languages), **_licence(licences.get("bundle"))}
-    front |= {"library_name": "alambic", "pipeline_tag": "text-classification"}
+    front |= {"library_name": "alambic", "pipeline_tag": _pipeline(manifest)}
     if base_id:
         front |= {"base_model": base_id, "base_model_relation": _relation(manifest)}
     front["datasets"] = [data_id] if data_id else []
@@ -72,17 +74,25 @@ def _hub_metric(name: str) -> str:
     return "f1" if name.endswith("_f1") else "accuracy"
 
 
+def _labels(manifest: Mapping[str, Any]) -> bool:
+    return bool(manifest.get("kind", "classify") == "classify")
+
+
+def _pipeline(manifest: Mapping[str, Any]) -> str:
+    return "text-classification" if _labels(manifest) else "text-generation"
+
+
 def _result(manifest: Mapping[str, Any], test: Mapping[str, float], data_id: str | None) -> dict[str, Any]:
     metrics = [{"type": _hub_metric(name), "name": _title(name), "value": round(v, 4)} for name, v in test.items()]
     return {
-        "task": {"type": "text-classification"},
+        "task": {"type": _pipeline(manifest)},
         "dataset": {"name": manifest["name"], "type": data_id or manifest["name"], "split": "test"},
         "metrics": metrics,
     }
 
 
 def _title(name: str) -> str:
-    return METRICS[name].title if name in METRICS else name
+    return metric_title(name)
 
 
 def _numbers(scores: Any) -> dict[str, float]:
@@ -90,7 +100,7 @@ def _numbers(scores: Any) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, score in (scores or {}).items():
         value = score.get("value") if isinstance(score, Mapping) else score
-        if name in METRICS and isinstance(value, int | float):
+        if (name in METRICS or name in writing.TITLES) and isinstance(value, int | float):
             found[name] = float(value)
     return found
 
@@ -120,14 +130,28 @@ def _yaml_list(items: Sequence[Any], indent: str) -> list[str]:
 
 
 def _opening(manifest: Mapping[str, Any]) -> str:
-    labels = ", ".join(f"`{_plain(label)}`" for label in manifest.get("labels", ()))
-    several = "any number of" if manifest.get("multi_label") else "one of"
     description = (manifest.get("task") or {}).get("description")
     about = f"{_plain(description)}\n\n" if description else ""
     return (
-        f"# {_plain(manifest['name'])}\n\n{about}Gives a text {several} these labels: {labels}.\n\n"
+        f"# {_plain(manifest['name'])}\n\n{about}{_gives(manifest)}\n\n"
         f"Made with alambic {manifest.get('alambic', '')}; candidate `{manifest.get('candidate', '')}`."
     )
+
+
+_GIVES = {
+    "generate": "Writes a text from a text.",
+    "chat": "Answers in conversations.",
+    "extract": "Writes JSON, by the schema in `bundle.json`, from a text.",
+}
+
+
+def _gives(manifest: Mapping[str, Any]) -> str:
+    kind = manifest.get("kind", "classify")
+    if kind in _GIVES:
+        return _GIVES[kind]
+    labels = ", ".join(f"`{_plain(label)}`" for label in manifest.get("labels", ()))
+    several = "any number of" if manifest.get("multi_label") else "one of"
+    return f"Gives a text {several} these labels: {labels}."
 
 
 def _scores(manifest: Mapping[str, Any]) -> str:
@@ -148,9 +172,10 @@ def _scores(manifest: Mapping[str, Any]) -> str:
 
 
 def _use(manifest: Mapping[str, Any]) -> str:
+    said = "label" if _labels(manifest) else "content"
     return (
         "## Use\n\n```sh\npip install alambic\nalambic predict . \"a text\"\n```\n\n"
-        '```python\nimport alambic\n\nengine = alambic.open(".")\nprint(engine.predict(["a text"])[0].label)\n```'
+        f'```python\nimport alambic\n\nengine = alambic.open(".")\nprint(engine.predict(["a text"])[0].{said})\n```'
     )  # fmt: skip
 
 
@@ -169,6 +194,11 @@ def _origin(manifest: Mapping[str, Any]) -> str:
 
 
 def _limits(manifest: Mapping[str, Any]) -> str:
+    if not _labels(manifest):
+        return (
+            "## Limits\n\nIt answers inputs like those it was trained on; of others it may write what is false, and as "
+            "surely. Measure it on your own rows with `alambic measure . --data FILE` before relying on it."
+        )
     return (
         "## Limits\n\nIt knows only the labels above and texts like those it was trained on; a text of another kind "
         "gets one of these labels all the same. Check `confidence`, and measure it on your own rows with "

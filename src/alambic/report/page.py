@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 from alambic.measure.frontier import Check, Choice, Point, check_limits, final_checks
 from alambic.measure.limits import COSTS, sentence
 from alambic.measure.machine import describe
-from alambic.measure.metrics import METRICS, Interval
+from alambic.measure.metrics import Interval
+from alambic.measure.metrics import title_of as metric_title
 from alambic.measure.quality import Quality
-from alambic.report import details, plots
+from alambic.measure.written_figures import WrittenFigures
+from alambic.report import answers, details, plots
 from alambic.report._html import esc, number, table, tree
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Report:
         choice: the outcome.
         points: all candidates, measured on dev rows.
         budget: what was asked.
-        dev: quality of the chosen candidate on the rows that decided; its errors are shown.
+        dev: quality of the chosen candidate on the rows that decided; its errors, or its worst answers, are shown.
         test: quality of the chosen bundle on rows that decided nothing; None when there are none.
         costs: `Costs.to_dict()` of the chosen bundle.
         audit: what the check of the data found, any JSON object; None leaves the section out.
@@ -53,8 +55,8 @@ class Report:
     choice: Choice
     points: tuple[Point, ...]
     budget: Budget
-    dev: Quality
-    test: Quality | None
+    dev: Quality | WrittenFigures
+    test: Quality | WrittenFigures | None
     costs: Mapping[str, Any]
     audit: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class Report:
         """What has the last word: the limits held against the test score and the bundle that ships."""
         if self.shipped is not None:
             return check_limits(self.shipped, self.budget)
-        return final_checks(self.chosen, self.test, self.budget) if self.test is not None else ()
+        return final_checks(self.chosen, self.test.scores, self.budget) if self.test is not None else ()
 
     @property
     def chosen(self) -> Point:
@@ -103,9 +105,7 @@ def render_page(report: Report) -> str:
         _figures(report),
         _section("Quality against time", _plot(report)),
         _section("All candidates", _candidates(report)),
-        _section(f"Confusion of {esc(name)} ({_rows(report.dev)})", details.confusion(report.dev)),
-        _section(f"F1 of each label ({_rows(report.dev)})", details.per_class(report.dev)),
-        _section(f"Most confident errors ({_rows(report.dev)})", _errors(report)),
+        *_details(name, report.dev),
         _section("Data", tree(report.audit)) if report.audit is not None else "",
         _section("Machine and versions", _machine(report)),
         _section("Run it again", _commands(report)) if report.commands else "",
@@ -113,11 +113,24 @@ def render_page(report: Report) -> str:
     return string.Template(template).substitute(title=esc(f"{report.task}: {name}"), body="\n".join(filter(None, body)))
 
 
+def _details(name: str, dev: Quality | WrittenFigures) -> list[str]:
+    if isinstance(dev, WrittenFigures):
+        return [
+            _section(f"Worst answers of {esc(name)} ({_rows(dev)})", answers.worst(dev)),
+            _section("How the scores were computed", tree({k: v for k, v in dev.signatures.items()})),
+        ]
+    return [
+        _section(f"Confusion of {esc(name)} ({_rows(dev)})", details.confusion(dev)),
+        _section(f"F1 of each label ({_rows(dev)})", details.per_class(dev)),
+        _section(f"Most confident errors ({_rows(dev)})", _errors(dev)),
+    ]
+
+
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>\n{content}</section>"
 
 
-def _rows(quality: Quality) -> str:
+def _rows(quality: Quality | WrittenFigures) -> str:
     return f"{esc(quality.split)}, n = {quality.n:,}"
 
 
@@ -157,7 +170,7 @@ def _state(choice: Choice, final: tuple[Check, ...]) -> str:
 
 def _tie_lines(choice: Choice) -> list[str]:
     return [
-        f"{tie.name} is tied with it in {METRICS[tie.metric].title}: {100 * tie.difference.value:+.2f} points "
+        f"{tie.name} is tied with it in {metric_title(tie.metric)}: {100 * tie.difference.value:+.2f} points "
         f"({100 * tie.difference.low:+.2f} to {100 * tie.difference.high:+.2f}, n = {tie.difference.n})."
         for tie in choice.ties
     ]
@@ -167,15 +180,16 @@ def _figures(report: Report) -> str:
     quality = report.test or report.dev
     what = "on test rows" if report.test else "on dev rows"
     cards = [
-        _card(METRICS[name].title, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}, n = {score.n:,}", what)
+        _card(metric_title(name), f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}, n = {score.n:,}", what)
         for name, score in quality.scores.items()
     ]
     speed = report.costs["speed"]
-    for name, title in (("p50_ms", "p50 of one text"), ("p95_ms", "p95 of one text")):
+    what = "answer" if "tokens_per_second" in speed else "text"
+    for name, title in (("p50_ms", f"p50 of one {what}"), ("p95_ms", f"p95 of one {what}")):
         spread = speed["intervals"][name]
         between = f"{number(spread['low'])} to {number(spread['high'])}, n = {spread['n']:,}"
         cards.append(_card(title, f"{number(speed[name])} ms", between))
-    cards.append(_card("in batches", f"{number(speed['per_second'])}/s", f"texts, {speed['batch_size']} at a time"))
+    cards += _rates(speed)
     cards.append(_card("size", f"{number(report.costs['size_mb'])} MB", "whole bundle"))
     if "peak_ram_mb" in report.costs:
         cards.append(_card("peak memory", f"{number(report.costs['peak_ram_mb'])} MB", "fresh process, predicting"))
@@ -187,6 +201,16 @@ def _figures(report: Report) -> str:
     joules = energy.get("j_per_request")
     cards.append(_card("energy of one text", f"{number(joules)} J" if joules is not None else "–", energy["source"]))
     return f'<div class="figures">{"".join(cards)}</div>'
+
+
+def _rates(speed: Mapping[str, Any]) -> list[str]:
+    if "batch_size" in speed:
+        return [_card("in batches", f"{number(speed['per_second'])}/s", f"texts, {speed['batch_size']} at a time")]
+    lengths = f"answers of {speed['tokens']:.0f} tokens, prompts of {speed['prompt_tokens']:.0f}"
+    cards = [_card("first token", f"{number(speed['ttft_ms'])} ms", "median", f"n = {speed['n']:,}")]
+    if "tokens_per_second" in speed:
+        cards.append(_card("writes", f"{number(speed['tokens_per_second'])} tokens/s", lengths))
+    return cards
 
 
 def _card(title: str, value: str, *below: str) -> str:
@@ -209,14 +233,14 @@ def _plot(report: Report) -> str:
 def _candidates(report: Report) -> str:
     choice, metrics = report.choice, list(report.points[0].quality)
     points = sorted(report.points, key=lambda p: -p.quality[choice.metric].value)
-    head = ["candidate", "budget", *(f"{METRICS[name].title} (dev)" for name in metrics)]
+    head = ["candidate", "budget", *(f"{metric_title(name)} (dev)" for name in metrics)]
     head += ["p50 ms", "p95 ms", "size MB", "peak MB", "J a text", "frontier"]
     lines = [_candidate(point, metrics, choice) for point in points]
     marked = [i for i, point in enumerate(points) if point.name == choice.chosen]
     n = points[0].quality[choice.metric].n
     text = f'<p class="quiet">Compared on the {n:,} dev rows, with 95% intervals; the test rows decided nothing.</p>'
     if report.test is not None:
-        said = ", ".join(f"{METRICS[k].title} {_plain(v)}" for k, v in report.test.scores.items())
+        said = ", ".join(f"{metric_title(k)} {_plain(v)}" for k, v in report.test.scores.items())
         text += f"<p><b>Test, scored once</b> ({_rows(report.test)}): {esc(choice.chosen)}, {said}.</p>"
     return table(head, lines, marked=marked, kind="candidates") + text
 
@@ -246,9 +270,9 @@ def _plain(interval: Interval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
-def _errors(report: Report) -> str:
+def _errors(dev: Quality) -> str:
     hint = "A confident error is often a wrong label in the data: look there first."
-    return f'<p class="quiet">{hint}</p>{details.mistakes(report.dev)}'
+    return f'<p class="quiet">{hint}</p>{details.mistakes(dev)}'
 
 
 def _machine(report: Report) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from alambic import _extras
 from alambic.measure.frontier import Choice, Point, pareto
-from alambic.measure.metrics import METRICS
+from alambic.measure.metrics import title_of as metric_title
 
 if TYPE_CHECKING:
     from alambic.task import Budget
@@ -153,7 +153,7 @@ def _frame(axes: Any, shown: Sequence[Point], metric: str, budget: Budget, *, na
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("p95 time of one text, ms (log scale)", color=INK)
-    axes.set_ylabel(f"{METRICS[metric].title} (dev), higher is better", color=INK)
+    axes.set_ylabel(f"{metric_title(metric)} (dev), higher is better", color=INK)
     axes.grid(visible=True, color=MUTED, alpha=0.25, linewidth=0.6)
     axes.tick_params(colors=INK, labelcolor=INK, length=3)
     for side, spine in axes.spines.items():
