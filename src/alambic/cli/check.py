@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from alambic.events import Work
+    from alambic.task import Task
 
 
 @click.command()
@@ -21,12 +26,25 @@ def check(task: Path | None, schema: bool, as_json: bool) -> None:
         return
     if task is None:
         raise click.UsageError("name a task file, or --schema")
-    from alambic.build.check import check_task
     from alambic.cli.progress import shown
-    from alambic.data.check import render
     from alambic.events import drain
 
     loaded = load_task(task)
     with shown(quiet=as_json) as listener:
-        audit = drain(check_task(loaded), listener)
-    click.echo(json.dumps(audit.to_dict(), ensure_ascii=False) if as_json else render(audit))
+        record, text = drain(_audit(loaded), listener)
+    click.echo(json.dumps(record, ensure_ascii=False) if as_json else text)
+
+
+def _audit(task: Task) -> Work[tuple[dict[str, Any], str]]:
+    """Audit the rows of a task of any kind; return the figures and the page of text."""
+    if task.writes:
+        from alambic.build.writing.audit import check_writer
+        from alambic.data import chat_check
+
+        chats = yield from check_writer(task)
+        return chats.to_dict(), chat_check.render(chats)
+    from alambic.build.check import check_task
+    from alambic.data.check import render
+
+    audit = yield from check_task(task)
+    return audit.to_dict(), render(audit)

@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from alambic.engines import ClassifyEngine
+    from alambic.engines.bundle_writer import BundleWriter
 
 
 @click.command()
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Overwrite --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 def predict(bundle: Path, text: str | None, source: Path | None, target: Path | None, **options: object) -> None:
-    """Predict the labels of TEXT, of each line of stdin, or of each row of --input."""
-    from alambic.engines import open_engine
+    """Predict the labels of TEXT, of each line of stdin, or of each row of --input; or write the answers."""
+    import alambic
 
     if (source is None) != (target is None):
         raise click.UsageError("--input and --output go together")
@@ -34,7 +35,7 @@ def predict(bundle: Path, text: str | None, source: Path | None, target: Path | 
         raise click.UsageError("give TEXT or --input, not both")
     if text is not None and not text.strip():
         raise click.UsageError("TEXT is empty")
-    with open_engine(bundle, threads=options["threads"]) as engine:  # type: ignore[arg-type]
+    with alambic.open(bundle, threads=options["threads"]) as engine:  # type: ignore[arg-type]
         if source is not None and target is not None:
             click.get_current_context().exit(_file(engine, source, target, options))
         if text is not None:
@@ -49,7 +50,7 @@ def _stdin() -> TextIO:
     return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
 
 
-def _lines(engine: ClassifyEngine, options: dict[str, object]) -> int:
+def _lines(engine: ClassifyEngine | BundleWriter, options: dict[str, object]) -> int:
     """Answer each line that is not blank; one that cannot be answered stops nothing."""
     from alambic.errors import InputTooLong
 
@@ -66,13 +67,16 @@ def _lines(engine: ClassifyEngine, options: dict[str, object]) -> int:
     return 1 if failed else 0
 
 
-def _print(engine: ClassifyEngine, text: str, options: dict[str, object]) -> None:
-    from alambic.predict_file import to_json
+def _print(engine: ClassifyEngine | BundleWriter, text: str, options: dict[str, object]) -> None:
+    from alambic.predict_file import predicting
 
     top_k: int | None = options["top_k"]  # type: ignore[assignment]
-    answer = to_json(engine.predict([text])[0], multi_label=engine.multi_label, top_k=top_k)
+    answer = predicting(engine, top_k=top_k)([text])[0]
     if options["as_json"]:
         click.echo(json.dumps(answer, ensure_ascii=False))
+        return
+    if "confidence" not in answer:
+        click.echo(answer["prediction"])
         return
     value = answer["prediction"]
     click.echo(f"{', '.join(value) or '(none)' if isinstance(value, list) else value}\t{answer['confidence']:.3f}")
@@ -80,7 +84,7 @@ def _print(engine: ClassifyEngine, text: str, options: dict[str, object]) -> Non
         click.echo(f"  {name:<24} {p:.3f}")
 
 
-def _file(engine: ClassifyEngine, source: Path, target: Path, options: dict[str, object]) -> int:
+def _file(engine: ClassifyEngine | BundleWriter, source: Path, target: Path, options: dict[str, object]) -> int:
     from alambic.cli.progress import duration, shown
     from alambic.data.read import columns_of
     from alambic.events import Note, drain

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_LIMITS = ("max_body_bytes", "max_texts", "max_wait_ms", "queue_limit", "max_streams", "max_waiting")
 
 
 @click.command()
@@ -29,11 +30,18 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     "--max-wait-ms", default=2.0, show_default=True, type=click.FloatRange(0), help="Wait for a fuller batch."
 )
 @click.option("--queue-limit", default=1024, show_default=True, type=click.IntRange(1), help="Texts that may wait.")
+@click.option(
+    "--max-streams", default=16, show_default=True, type=click.IntRange(1), help="Answers a model writes at once."
+)
+@click.option(
+    "--max-waiting", default=256, show_default=True, type=click.IntRange(0), help="Requests for answers that may wait."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the address as JSON once it answers.")
 def serve(bundles: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Answer POST /v1/classify for BUNDLE..., until Ctrl-C.
+    """Answer over HTTP for BUNDLE..., until Ctrl-C: labels, or texts in OpenAI's API.
 
-    GET / is a page to try it; /health, /v1/models, /metrics and /report tell about it.
+    Classifiers answer POST /v1/classify and /v1/embeddings; models that write answer POST /v1/chat/completions,
+    /v1/completions and /v1/responses. GET / is a page to try them; /health, /v1/models, /metrics and /report tell more.
     """
     from alambic.serve import models, server
     from alambic.serve.app import create_app
@@ -42,7 +50,7 @@ def serve(bundles: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     key = os.environ.get(options["api_key_env"]) or None
     local = server.is_loopback(options["host"])
-    limits = Limits(**{name: options[name] for name in ("max_body_bytes", "max_texts", "max_wait_ms", "queue_limit")})
+    limits = Limits(**{name: options[name] for name in _LIMITS})
     listener = server.listen(options["host"], options["port"])
     with listener, models.load(bundles, threads=options["threads"]) as engines:
         app = create_app(

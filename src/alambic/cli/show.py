@@ -22,7 +22,7 @@ def show(path: Path, as_json: bool) -> None:
         click.echo(json.dumps(record, ensure_ascii=False) if as_json else _run(record))
         return
     bundle = open_bundle(path)
-    record = bundle.manifest.model_dump(mode="json", exclude={"golden", "files", "seal"})
+    record = bundle.manifest.model_dump(mode="json", exclude={"golden", "golden_chats", "files", "seal"})
     record["size_mb"] = round(bundle.size_bytes / 1e6, 2)
     click.echo(json.dumps(record, ensure_ascii=False) if as_json else _bundle(record))
 
@@ -47,9 +47,11 @@ def _bundle(record: dict[str, Any]) -> str:
 
     labels = record["labels"]
     base = (record["base"] or {}).get("name", "none")
-    lines = [
-        f"{record['name']} ({record['kind']}, {len(labels)} labels), candidate {record['candidate']}",
-        f"  labels    {', '.join(labels[:12])}{' ...' if len(labels) > 12 else ''}",
+    what = f"{record['kind']}, {len(labels)} labels" if labels else record["kind"]
+    lines = [f"{record['name']} ({what}), candidate {record['candidate']}"]
+    if labels:
+        lines.append(f"  labels    {', '.join(labels[:12])}{' ...' if len(labels) > 12 else ''}")
+    lines += [
         f"  parts     {' -> '.join(p['name'] + ' (' + p['engine'] + ')' for p in record['parts'])}",
         f"  base      {base}",
         f"  size      {record['size_mb']} MB",

@@ -15,33 +15,33 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from alambic.errors import EngineError
-from alambic.kinds.classify import Prediction
 from alambic.serve.errors import ApiError
 from alambic.serve.limits import Limits
 
 _log = logging.getLogger("alambic.serve")
-Outcome = Prediction | BaseException
+_Result = TypeVar("_Result")
+_Result_co = TypeVar("_Result_co", covariant=True)
 
 
-class Predicts(Protocol):
+class Predicts(Protocol[_Result_co]):
     """The part of an engine that the server uses."""
 
-    def predict(self, inputs: Sequence[str], *, batch_size: int = 32) -> list[Prediction]:
-        """Return one prediction per input."""
+    def predict(self, inputs: Sequence[str], *, batch_size: int = 32) -> Sequence[_Result_co]:
+        """Return one result per input."""
         ...
 
 
 @dataclass(eq=False)
-class Job:
+class Job(Generic[_Result]):
     """The texts of one request, and what became of each of them."""
 
     texts: Sequence[str]
     done: asyncio.Future[None]
     queued: float
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    outcomes: dict[int, _Result | BaseException] = field(default_factory=dict)
     taken: int = 0
     started: float | None = None
     engine_s: float = 0.0
@@ -52,18 +52,23 @@ class Job:
         return len(self.texts) - self.taken
 
 
-class Batcher:
+class Batcher(Generic[_Result]):
     """The queue and the worker thread of one engine."""
 
     def __init__(
-        self, engine: Predicts, *, name: str, limits: Limits, on_batch: Callable[[int, int], None] = lambda _n, _f: None
+        self,
+        engine: Predicts[_Result],
+        *,
+        name: str,
+        limits: Limits,
+        on_batch: Callable[[int, int], None] = lambda _n, _f: None,
     ) -> None:
         self._engine = engine
         self._name = name
         self._limits = limits
         self._on_batch = on_batch
-        self._jobs: deque[Job] = deque()
-        self._running: set[Job] = set()
+        self._jobs: deque[Job[_Result]] = deque()
+        self._running: set[Job[_Result]] = set()
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -92,7 +97,7 @@ class Batcher:
             await asyncio.wait([self._task])
         self._thread.shutdown(wait=True)
 
-    def submit(self, texts: Sequence[str]) -> Job:
+    def submit(self, texts: Sequence[str]) -> Job[_Result]:
         """Queue `texts`; await `done` of the job, then read its outcomes.
 
         Raises:
@@ -106,12 +111,12 @@ class Batcher:
             seconds = min(60, max(1, math.ceil(depth * self._seconds_per_text)))
             message = f"{depth} texts are waiting already (limit {self._limits.queue_limit}); try again in {seconds} s"
             raise ApiError(503, "queue_full", message, headers={"Retry-After": str(seconds)})
-        job = Job(texts, asyncio.get_running_loop().create_future(), time.perf_counter())
+        job: Job[_Result] = Job(texts, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._jobs.append(job)
         self._arrived.set()
         return job
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: Job[_Result]) -> None:
         """Forget a job whose client is gone; texts already in the engine run to their end unheard."""
         if job in self._jobs:
             self._jobs.remove(job)
@@ -139,10 +144,10 @@ class Batcher:
             for job in (*self._jobs, *self._running):
                 job.done.cancel()
 
-    def _take(self) -> list[tuple[Job, int]]:
+    def _take(self) -> list[tuple[Job[_Result], int]]:
         """Take up to `max_batch` texts, oldest request first; an unfinished one goes to the back of the queue."""
-        batch: list[tuple[Job, int]] = []
-        unfinished: list[Job] = []
+        batch: list[tuple[Job[_Result], int]] = []
+        unfinished: list[Job[_Result]] = []
         now = time.perf_counter()
         while self._jobs and len(batch) < self._limits.max_batch:
             job = self._jobs.popleft()
@@ -154,7 +159,7 @@ class Batcher:
         self._jobs.extend(unfinished)
         return batch
 
-    async def _run(self, batch: list[tuple[Job, int]]) -> None:
+    async def _run(self, batch: list[tuple[Job[_Result], int]]) -> None:
         began = time.perf_counter()
         outcomes = await self._outcomes([job.texts[index] for job, index in batch])
         seconds = time.perf_counter() - began
@@ -169,7 +174,7 @@ class Batcher:
                 if not job.done.done():
                     job.done.set_result(None)
 
-    async def _outcomes(self, texts: list[str]) -> list[Outcome]:
+    async def _outcomes(self, texts: list[str]) -> list[_Result | BaseException]:
         """Predict `texts`; if that fails, predict each by itself, so that one bad text costs the others nothing."""
         outcome = await self._compute(texts)
         if not isinstance(outcome, BaseException):
@@ -179,7 +184,7 @@ class Batcher:
         singles = [await self._compute([text]) for text in texts]
         return [one if isinstance(one, BaseException) else one[0] for one in singles]
 
-    async def _compute(self, texts: list[str]) -> list[Prediction] | BaseException:
+    async def _compute(self, texts: list[str]) -> list[_Result] | BaseException:
         future = asyncio.get_running_loop().run_in_executor(self._thread, self._predict, texts)
         await asyncio.wait([future])
         error = future.exception()
@@ -189,8 +194,8 @@ class Batcher:
             _log.error("%s: the engine failed on a batch of %d", self._name, len(texts), exc_info=error)
         return error
 
-    def _predict(self, texts: list[str]) -> list[Prediction]:
-        predictions = self._engine.predict(texts, batch_size=self._limits.max_batch)
+    def _predict(self, texts: list[str]) -> list[_Result]:
+        predictions = list(self._engine.predict(texts, batch_size=self._limits.max_batch))
         if len(predictions) != len(texts):
             raise EngineError(f"the engine returned {len(predictions)} predictions for {len(texts)} texts")
         return predictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 
 from alambic.errors import nearest
 from alambic.kinds.classify import Prediction
-from alambic.serve.batcher import Batcher, Job, Outcome
+from alambic.serve.batcher import Batcher, Job
+from alambic.serve.bodies import json_kind
 from alambic.serve.errors import CLIENT_GONE, ApiError, from_engine
 from alambic.serve.limits import Limits, read_body
 from alambic.serve.models import LoadedBundle
@@ -36,10 +37,13 @@ class Classify:
         return f"input[{index}]" if self.many else "input"
 
 
+Choose = Callable[[str | None], tuple[str, LoadedBundle]]
+
+
 async def answer(
-    request: Request, *, models: Mapping[str, LoadedBundle], batchers: Mapping[str, Batcher], limits: Limits
+    request: Request, *, models: Choose, batchers: Mapping[str, Batcher[Prediction]], limits: Limits
 ) -> Response:
-    """Answer one request.
+    """Answer one request; `models` gives the model of a name, or the default one.
 
     Raises:
         ApiError: it is refused.
@@ -49,23 +53,23 @@ async def answer(
         body = await read_body(request, limits)
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
-    classify = parse(body, models=models, limits=limits)
+    classify, model = parse(body, models=models, limits=limits)
     job = batchers[classify.model].submit([text for text in classify.texts if text.strip()])
-    if not await _finished(request, batchers[classify.model], job):
+    if not await finished(request, batchers[classify.model], job):
         return Response(status_code=CLIENT_GONE)
     return JSONResponse(
         {
             "object": "list",
             "model": classify.model,
-            "data": _entries(classify, job, multi_label=models[classify.model].multi_label),
+            "data": _entries(classify, job, multi_label=model.multi_label),
             "usage": {"texts": len(classify.texts), "characters": sum(map(len, classify.texts))},
-            "timings": _timings(job, began),
+            "timings": timings_of(job, began),
         }
     )
 
 
-def parse(body: bytes, *, models: Mapping[str, LoadedBundle], limits: Limits) -> Classify:
-    """Read and check the body of a request.
+def parse(body: bytes, *, models: Choose, limits: Limits) -> tuple[Classify, LoadedBundle]:
+    """Read and check the body of a request, and find its model.
 
     Raises:
         ApiError: 400, or 404 for an unknown model; `param` names what is wrong.
@@ -87,7 +91,11 @@ def parse(body: bytes, *, models: Mapping[str, LoadedBundle], limits: Limits) ->
     if len(texts) > limits.max_texts:
         message = f"'input' holds {len(texts)} texts; at most {limits.max_texts} go in one request"
         raise ApiError(400, "too_many_texts", message, param="input")
-    return Classify(tuple(texts), isinstance(given, list), _model(data.get("model"), models), _top_k(data.get("top_k")))
+    asked = data.get("model")
+    if not isinstance(asked, str | None):
+        raise ApiError(400, "wrong_type", f"'model' is {json_kind(asked)}; it must be a text", param="model")
+    name, model = models(asked)
+    return Classify(tuple(texts), isinstance(given, list), name, _top_k(data.get("top_k"))), model
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def _object(body: bytes) -> dict[str, Any]:
         message = f'the body is not JSON ({reason}); send {{"input": "a text"}}'
         raise ApiError(400, "invalid_json", message) from error
     if not isinstance(data, dict):
-        message = f'the body is {_kind(data)}, not an object; send {{"input": "a text"}}'
+        message = f'the body is {json_kind(data)}, not an object; send {{"input": "a text"}}'
         raise ApiError(400, "wrong_type", message)
     return data
 
@@ -106,42 +114,21 @@ def _object(body: bytes) -> dict[str, Any]:
 def _check_text(text: object, where: str) -> None:
     if not isinstance(text, str):
         wanted = "a text" if "[" in where else "a text or a list of texts"
-        raise ApiError(400, "wrong_type", f"'{where}' is {_kind(text)}; it must be {wanted}", param=where)
+        raise ApiError(400, "wrong_type", f"'{where}' is {json_kind(text)}; it must be {wanted}", param=where)
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ApiError(400, "invalid_unicode", f"'{where}' holds half of a surrogate pair, not valid text", param=where)
-
-
-def _model(name: object, models: Mapping[str, LoadedBundle]) -> str:
-    if name is None:
-        return next(iter(models))
-    if not isinstance(name, str):
-        raise ApiError(400, "wrong_type", f"'model' is {_kind(name)}; it must be a text", param="model")
-    if name not in models:
-        message = f"no model {name[:80]!r} here; {nearest(name[:80], models)}"
-        raise ApiError(404, "model_not_found", message, param="model")
-    return name
 
 
 def _top_k(value: object) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        got = value if isinstance(value, int) and not isinstance(value, bool) else _kind(value)
+        got = value if isinstance(value, int) and not isinstance(value, bool) else json_kind(value)
         raise ApiError(400, "wrong_type", f"'top_k' is {got}; it must be a whole number from 1", param="top_k")
     return value
 
 
-def _kind(value: object) -> str:
-    """Name the JSON type of `value`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    names = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names[type(value)]
-
-
-async def _finished(request: Request, batcher: Batcher, job: Job) -> bool:
+async def finished(request: Request, batcher: Batcher[Any], job: Job[Any]) -> bool:
     """Wait for `job`; drop it and return False if the client goes away first."""
     if not job.texts:
         batcher.drop(job)
@@ -163,14 +150,14 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _entries(classify: Classify, job: Job, *, multi_label: bool) -> list[dict[str, Any]]:
+def _entries(classify: Classify, job: Job[Prediction], *, multi_label: bool) -> list[dict[str, Any]]:
     """Return `data`: one text that fails has its error there, but when all fail the first error is the answer."""
     predicted = iter(range(len(job.texts)))
     blank = ApiError(400, "empty_text", "the text is empty")
     errors: list[ApiError] = []
     entries: list[dict[str, Any]] = []
     for index, text in enumerate(classify.texts):
-        outcome: Outcome = job.outcomes[next(predicted)] if text.strip() else blank
+        outcome = job.outcomes[next(predicted)] if text.strip() else blank
         if isinstance(outcome, Prediction):
             ranked = sorted(outcome.scores.items(), key=lambda item: -item[1])
             labels = list(outcome.labels) if multi_label else outcome.label
@@ -184,7 +171,8 @@ def _entries(classify: Classify, job: Job, *, multi_label: bool) -> list[dict[st
     return entries
 
 
-def _timings(job: Job, began: float) -> dict[str, float]:
+def timings_of(job: Job[Any], began: float) -> dict[str, float]:
+    """Return `timings`: the wait of `job`, its time in the engine, and all since `began`."""
     total = time.perf_counter() - began
     queue = (job.started or job.queued) - job.queued
     seconds = {"queue_ms": queue, "engine_ms": job.engine_s, "total_ms": total}

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from alambic.errors import AlambicError, InputTooLong
+from alambic.errors import AlambicError, DataError, EngineError, InputTooLong, TemplateError
 
 CLIENT_GONE = 499
 
@@ -72,6 +72,26 @@ def from_engine(error: BaseException, *, param: str) -> ApiError:
     return ApiError(500, "engine_error", "the engine failed on this text; the log of the server says more", param=param)
 
 
+def from_writer(error: BaseException, *, param: str, begun: bool = False) -> ApiError:
+    """Turn what a writer raised into an `ApiError`; `param` is what holds the prompt.
+
+    Before it has `begun` to answer, a writer says with an `EngineError` what it was asked and cannot do; one that comes
+    of another error is the engine's own failure.
+    """
+    if isinstance(error, ApiError):
+        return error
+    hint = f" ({error.hint})" if isinstance(error, AlambicError) and error.hint else ""
+    if isinstance(error, InputTooLong):
+        return ApiError(400, "context_length_exceeded", error.message + hint, param=param)
+    if isinstance(error, TemplateError | DataError):
+        return ApiError(400, "invalid_value", error.message + hint, param=param)
+    if isinstance(error, EngineError) and not begun and error.__cause__ is None:
+        return ApiError(400, "unsupported_parameter", error.message + hint)
+    if isinstance(error, AlambicError):
+        return ApiError(500, "engine_error", error.message)
+    return ApiError(500, "engine_error", "the engine failed on this request; the log of the server says more")
+
+
 async def on_api_error(_request: Request, error: Exception) -> Response:
     """Answer an `ApiError`."""
     assert isinstance(error, ApiError)
@@ -83,7 +103,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == 404:
-        found = "POST /v1/classify, GET /v1/models, /health, /metrics, /"
+        routes = request.app.routes if "app" in request.scope else ()
+        found = ", ".join(sorted({route.path for route in routes}))
         return ApiError(404, "not_found", f"no such path: {request.url.path[:200]!r}; there is {found}").response()
     if error.status_code == 405:
         allowed = headers.get("Allow", "another method")

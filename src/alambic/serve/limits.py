@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hmac
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -17,6 +18,9 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 # A client that is still sending when it is refused would see its connection reset instead of the answer, so that many
 # times the limit is read and dropped first.
 _LINGER_BODIES = 8
+_AT_LEAST_ONE = (
+    "max_body_bytes", "max_texts", "max_batch", "queue_limit", "max_streams", "max_choices", "buffer_characters",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Limits:
         max_wait_ms: how long to wait for company before running a batch that is not full; never waited when idle.
         queue_limit: texts waiting, beyond which requests are refused with 503.
         body_seconds: time for a body to arrive.
+        max_streams: answers that one model writes at once.
+        max_waiting: requests for answers that may wait, beyond which they are refused with 503.
+        queue_seconds: longest wait for a turn, then 503.
+        max_choices: answers to one request (`n`).
+        buffer_characters: text written ahead of a client that reads slowly; then the model waits for the client.
     """
 
     max_body_bytes: int = 1_000_000
@@ -38,13 +47,18 @@ class Limits:
     max_wait_ms: float = 2.0
     queue_limit: int = 1024
     body_seconds: float = 20.0
+    max_streams: int = 16
+    max_waiting: int = 256
+    queue_seconds: float = 300.0
+    max_choices: int = 8
+    buffer_characters: int = 65_536
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "max_texts", "max_batch", "queue_limit"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_wait_ms < 0 or self.body_seconds <= 0:
-            raise ValueError("max_wait_ms must not be negative, and body_seconds must be positive")
+        if self.max_wait_ms < 0 or self.body_seconds <= 0 or self.queue_seconds <= 0 or self.max_waiting < 0:
+            raise ValueError("max_wait_ms and max_waiting must not be negative, and times must be positive")
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -70,6 +84,17 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         message = f"the body is larger than {most} bytes; send fewer or shorter texts"
         raise ApiError(413, "body_too_large", message, headers={"Connection": "close"})
     return body
+
+
+async def drop_body(request: Request, limits: Limits) -> None:
+    """Read the body of a request that is refused anyway and keep nothing of it, so that its client hears the answer."""
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limits.body_seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limits.max_body_bytes * _LINGER_BODIES:
+                    return
 
 
 async def _receive(request: Request, most: int) -> tuple[bytes, int]:
@@ -100,6 +125,18 @@ def check_key(request: Request, api_key: str | None, *, scheme: str = "Bearer") 
     message = f"{what}; send the header 'Authorization: Bearer KEY'"
     challenge = {"WWW-Authenticate": f'{scheme} realm="alambic"'}
     raise ApiError(401, "invalid_api_key" if given is not None else "missing_api_key", message, headers=challenge)
+
+
+def check_site(request: Request) -> None:
+    """Refuse what a page of another site asks for: it cannot read the answer, but would have it computed.
+
+    Browsers say where a request comes from; a page may send text to any address without being asked first.
+
+    Raises:
+        ApiError: 403.
+    """
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise ApiError(403, "cross_site", "a page of another site may not ask this server")
 
 
 def _given_key(header: str) -> bytes | None:

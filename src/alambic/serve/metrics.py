@@ -7,7 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from alambic.kinds.generation import Chunk
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ANSWER_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -49,6 +52,10 @@ class Metrics:
         self._latency = Histogram(_SECONDS)
         self._batches: dict[str, Histogram] = {}
         self._queues: dict[str, Callable[[], int]] = {}
+        self._desks: dict[str, tuple[Callable[[], int], Callable[[], int]]] = {}
+        self._streams: Counter[tuple[str, str]] = Counter()
+        self._tokens: Counter[tuple[str, str]] = Counter()
+        self._first: dict[str, Histogram] = {}
 
     @property
     def uptime_s(self) -> float:
@@ -59,6 +66,23 @@ class Metrics:
         """Read the depth of the queue of `model` from `depth` when asked."""
         self._queues[model] = depth
         self._batches[model] = Histogram(_TEXTS)
+
+    def watch_streams(self, model: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+        """Read how many answers `model` writes, and how many wait, when asked."""
+        self._desks[model] = running, waiting
+        self._first[model] = Histogram(_ANSWER_SECONDS)
+
+    def count_first(self, model: str, seconds: float) -> None:
+        """Count the wait for the first piece of an answer, from its turn on."""
+        self._first[model].add(seconds)
+
+    def count_stream(self, model: str, how: str, last: Chunk | None) -> None:
+        """Count an answer that ended: its finish reason, or ``cancelled`` or ``error``."""
+        self._streams[model, how] += 1
+        if last is not None and last.usage is not None:
+            self._tokens[model, "prompt"] += last.usage.prompt_tokens
+            self._tokens[model, "cached"] += last.usage.cached_tokens
+            self._tokens[model, "generated"] += last.usage.completion_tokens
 
     def count_request(self, path: str, status: int, seconds: float) -> None:
         """Count an answered request; only `/v1/classify` enters the latency histogram."""
@@ -96,6 +120,29 @@ class Metrics:
         yield from _head("alambic_batch_texts", "histogram", "Texts in a batch.")
         for model, histogram in self._batches.items():
             yield from histogram.lines("alambic_batch_texts", _label(model))
+        yield from self._stream_lines()
+
+    def _stream_lines(self) -> Iterator[str]:
+        if not self._desks:
+            return
+        yield from _head("alambic_streams_running", "gauge", "Answers being written.")
+        for model, (running, _) in self._desks.items():
+            yield f"alambic_streams_running{{{_label(model)}}} {running()}"
+        yield from _head("alambic_streams_waiting", "gauge", "Answers waiting for their turn.")
+        for model, (_, waiting) in self._desks.items():
+            yield f"alambic_streams_waiting{{{_label(model)}}} {waiting()}"
+        yield from _head(
+            "alambic_streams_total", "counter", "Answers ended, by reason; cancelled: the client went away."
+        )
+        for (model, how), count in sorted(self._streams.items()):
+            yield f'alambic_streams_total{{{_label(model)},reason="{how}"}} {count}'
+        yield from _head("alambic_tokens_total", "counter", "Tokens of whole answers; cached ones are of the prompt.")
+        for model in self._desks:
+            for kind in ("prompt", "cached", "generated"):
+                yield f'alambic_tokens_total{{{_label(model)},kind="{kind}"}} {self._tokens[model, kind]}'
+        yield from _head("alambic_first_token_seconds", "histogram", "From the turn of a request to its first token.")
+        for model, histogram in self._first.items():
+            yield from histogram.lines("alambic_first_token_seconds", _label(model))
 
 
 def _head(name: str, kind: str, text: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The page at `/` and the report, each with a Content-Security-Policy that lets it load nothing from elsewhere."""
+"""The pages (to classify, to chat) and the report. The Content-Security-Policy of each lets it load nothing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,18 @@ _REPORT_POLICY = (
 
 
 def page() -> Response:
-    """Return the page; its inline script and style are allowed by their hashes, nothing else is."""
-    text = (files("alambic") / "web" / "index.html").read_text(encoding="utf-8")
+    """Return the page that classifies."""
+    return _page("index.html")
+
+
+def chat() -> Response:
+    """Return the page that chats."""
+    return _page("chat.html")
+
+
+def _page(name: str) -> Response:
+    """Return a page; its inline script and style are allowed by their hashes, nothing else is."""
+    text = (files("alambic") / "web" / name).read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_hashes(text, 'script')}; style-src {_hashes(text, 'style')}; "
         f"connect-src 'self'; img-src data:; {_NO_FRAMES}"

@@ -19,16 +19,23 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from alambic.errors import AlambicError
 
 _HEAD_SECONDS = 10.0
+_WRITE_SECONDS = 30.0
 _STOP_SECONDS = 30
 _CONNECTIONS = 1000
 _BACKLOG = 512
 
 
 class PatientH11(H11Protocol):
-    """Closes a connection whose request head does not arrive in time; uvicorn itself waits for ever."""
+    """Closes a connection whose request head does not arrive in time, or whose client reads nothing of its answer.
+
+    uvicorn itself waits for ever. A client reads too slowly when what waits for it (64 KiB at most) does not fall to a
+    quarter in time; the connection is cut, which the application sees as a departure.
+    """
 
     head_seconds = _HEAD_SECONDS
+    write_seconds = _WRITE_SECONDS
     _late: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock of the first request."""
@@ -44,10 +51,32 @@ class PatientH11(H11Protocol):
         elif not incomplete:
             self._stop_clock()
 
+    def pause_writing(self) -> None:
+        """Start the clock of a client that does not read."""
+        super().pause_writing()
+        if self._stuck is None:
+            self._stuck = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop the clock of a client that reads again."""
+        self._stop_waiting()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; what its client still has not read must not keep it open."""
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(self.write_seconds, self.transport.abort)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop_clock()
+        self._stop_waiting()
         super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _stop_clock(self) -> None:
         if self._late is not None:
@@ -113,12 +142,18 @@ class Server(uvicorn.Server):
             )
         )
         self._on_ready = on_ready
+        self._stop: Callable[[], None] = getattr(getattr(app, "state", None), "stop", lambda: None)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to answer, then say so."""
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the application refuse what waits, then finish what was begun."""
+        self._stop()
+        await super().shutdown(sockets)
 
 
 def run(app: ASGIApp, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None) -> None:
