@@ -54,6 +54,7 @@ def task_page() -> str:
         "data": "DataSpec",
         "base": "BaseSpec",
         "budget": "Budget",
+        "answer": "AnswerSpec",
         "[candidate]": "CandidateSpec",
     }
     for section, model in names.items():

@@ -42,13 +42,13 @@ def assemble(ctx: Context, name: str, fitted: Fitted, out: Path, extras: Extras 
     extras = extras or Extras()
     out.mkdir(parents=True, exist_ok=True)
     for part, source in fitted.parts:
-        _copy(source, out / part.folder)
+        copy_files(source, out / part.folder)
     manifest = _manifest(ctx, name, fitted, extras)
     (out / "README.md").write_text(render_card(manifest.model_dump(mode="json")), "utf-8")
     return seal(out, manifest)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_files(source: Path, target: Path) -> None:
     """Hard-link where the file system can: a stage's files are never written again."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
@@ -83,7 +83,7 @@ def _manifest(ctx: Context, name: str, fitted: Fitted, extras: Extras) -> Manife
         labels=ctx.train.labels,
         multi_label=task.multi_label,
         threshold=extras.threshold,
-        long=task.data.long,
+        long=task.data.long,  # type: ignore[arg-type]  # leave_out is refused for classifiers
         entry=parts[-1].name,
         parts=parts,
         temperature=extras.temperature,

@@ -74,7 +74,7 @@ def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
         return {"seal": bundle.manifest.seal}
 
     final = yield from ctx.workspace.run(spec, work)
-    bundle = _publish(final, run / "bundle")
+    bundle = publish(final, run / "bundle")
     # The draft that was timed lacks the scores and golden answers that ship: sizes are of what ships.
     size_mb = open_bundle(bundle).size_bytes / 1e6
     point = replace(Point.from_dict(scored.result["point"]), size_mb=size_mb)
@@ -151,7 +151,7 @@ def golden_of(engine: ClassifyEngine) -> tuple[Golden, ...]:
     )
 
 
-def _publish(stage: Stage, target: Path) -> Path:
+def publish(stage: Stage, target: Path) -> Path:
     """Copy the sealed bundle to where users look for it, unless it is there already."""
     try:
         if open_bundle(target).manifest.seal == stage.result["seal"]:
