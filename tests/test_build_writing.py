@@ -140,16 +140,50 @@ def test_nothing_is_done_again_when_nothing_changed(written):
     assert open_bundle(again.bundle).manifest.seal == open_bundle(first.bundle).manifest.seal
 
 
-@pytest.mark.slow
-def test_golden_conversations_have_the_tokens_of_the_build_when_verified(written, tmp_path):
+@pytest.fixture(scope="module")
+def alone(written):
+    """The same run with the trained model as its only candidate: its stages are kept, the choice is another."""
     task, run_folder, _ = written
     text = task.read_text("utf-8").replace('[[candidate]]\nname = "nearest"\n', "")
     task.with_name("alone.toml").write_text(text, encoding="utf-8")
-    alone = build(task.with_name("alone.toml"), out=run_folder)  # its stages are kept; the choice is another
+    return build(task.with_name("alone.toml"), out=run_folder)
+
+
+@pytest.mark.slow
+def test_golden_conversations_have_the_tokens_of_the_build_when_verified(alone):
     assert alone.chosen == "finetune-int8"
     golden = open_bundle(alone.bundle).manifest.golden_chats
     assert len(golden) == 50 and all(sample.ids for sample in golden)
     assert run("verify", alone.bundle) == 0
+
+
+@pytest.mark.slow
+def test_exported_forms_read_the_same_tokens_when_opened_elsewhere(alone, tmp_path):
+    pytest.importorskip("xllamacpp")
+    from transformers import AutoTokenizer
+
+    from alambic.engines.llamacpp import LlamaCppWriter  # noqa: F401  (its library is there)
+    from alambic.pack.gguf.check import gguf_token_ids
+
+    assert run("export", alone.bundle, "--to", "gguf", "--out", tmp_path / "gguf", "--precision", "F16") == 0
+    assert run("export", alone.bundle, "--to", "hf", "--out", tmp_path / "hf") == 0
+    text = "la porte rouge est ici 😀 <|end|>"
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")(text, add_special_tokens=False)["input_ids"]
+    assert gguf_token_ids(file, [text]) == [theirs]
+    assert (tmp_path / "gguf" / "Modelfile").read_text("utf-8").startswith("FROM")
+
+
+@pytest.mark.slow
+def test_two_bundles_are_compared_on_the_same_rows(alone, looked_up, tmp_path, capsys):
+    data = tmp_path / "rows.csv"
+    data.write_text("en,fr\n" + "".join(f'"{a}","{b}"\n' for a, b in list(rows())[:20]), encoding="utf-8")
+    capsys.readouterr()
+    named = ("--data", data, "--text", "en", "--output", "fr", "--json")
+    assert run("compare", looked_up.bundle, alone.bundle, *named) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["n"] == second["n"] == 20 and "difference" not in first
+    assert second["difference"]["metric"] == "chrf" and second["difference"]["value"] < 0
 
 
 def test_task_is_refused_when_its_keys_do_not_fit_its_kind(tmp_path):

@@ -208,22 +208,27 @@ def distributions(modules: set[str]) -> set[str]:
     return {normal(name) for module in modules for name in known.get(module, ())}
 
 
+EXTRAS = ("build", "generate", "gguf")  # of those who make models
+
+
 def test_each_dependency_is_imported_somewhere_when_declared():
     extras = PROJECT["optional-dependencies"]
     used = distributions(imported("src") | imported("tests") | imported("benchmarks"))
 
-    assert declared(PROJECT["dependencies"] + extras["build"]) - distributions(imported("src")) <= FOR_OTHERS.keys()
+    needed = PROJECT["dependencies"] + [line for name in EXTRAS for line in extras[name]]
+    assert declared(needed) - distributions(imported("src")) <= FOR_OTHERS.keys()
     assert declared(extras["test"] + extras["bench"]) - used <= FOR_OTHERS.keys()
 
 
 def test_each_library_is_declared_when_imported():
-    all_of = declared(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["build"])
+    extras = PROJECT["optional-dependencies"]
+    all_of = declared(PROJECT["dependencies"] + [line for name in EXTRAS for line in extras[name]])
 
     assert distributions(imported("src")) - all_of == set()
 
 
 def test_each_library_of_the_extra_is_named_in_the_hint_when_loaded():
-    build_only = declared(PROJECT["optional-dependencies"]["build"])
+    build_only = declared([line for name in EXTRAS for line in PROJECT["optional-dependencies"][name]])
     known = packages_distributions()
     modules = {m for m in imported("src") if {normal(name) for name in known.get(m, ())} & build_only}
 

@@ -12,17 +12,19 @@ import click
 @click.option(
     "--to",
     "form",
-    type=click.Choice(["file", "onnx", "hf"]),
+    type=click.Choice(["file", "gguf", "openvino", "onnx", "hf"]),
     required=True,
-    help="file: one .alambic file; onnx: model.onnx and tokenizer.json; hf: sentence-transformers layout.",
+    help="file: one .alambic file; gguf: for llama.cpp and Ollama; openvino: its folder; onnx: model.onnx and "
+    "tokenizer.json; hf: Hugging Face layout (of a classifier: sentence-transformers').",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File (file) or folder (onnx, hf) to write."
+    "--out", type=click.Path(path_type=Path), required=True, help="File (file) or folder (all others) to write."
 )
 @click.option(
     "--run", type=click.Path(path_type=Path), help="Run folder that holds the model.  [default: the bundle's]"
 )
-def export(bundle: Path, form: str, out: Path, run: Path | None) -> None:
+@click.option("--precision", help="Of a GGUF file: F16, BF16, F32, Q8_0, Q4_0, or a K-form.  [default: Q8_0]")
+def export(bundle: Path, form: str, out: Path, run: Path | None, precision: str | None) -> None:
     """Write BUNDLE in another form."""
     from alambic.bundle import open_bundle, to_file
     from alambic.errors import WorkspaceError
@@ -34,5 +36,11 @@ def export(bundle: Path, form: str, out: Path, run: Path | None) -> None:
         click.echo(to_file(opened, out))
         return
     from alambic.build.export import export_model
+    from alambic.cli.progress import shown
+    from alambic.events import drain
 
-    click.echo(export_model(opened, form, out, run=run if run is not None else bundle.resolve().parent))
+    if precision is not None and form != "gguf":
+        raise click.UsageError("--precision goes with --to gguf")
+    folder = run if run is not None else bundle.resolve().parent
+    with shown() as listener:
+        click.echo(drain(export_model(opened, form, out, run=folder, precision=precision), listener))

@@ -32,7 +32,7 @@ class LlamaServer:
 
     def __init__(
         self, file: Path, *, context: int, slots: int = 1, pool: int | None = None, threads: int | None = None,
-        exact: bool = False, warm: bool = True,
+        exact: bool = False,
     ) -> None:  # fmt: skip
         """Load a model.
 
@@ -43,7 +43,6 @@ class LlamaServer:
             pool: tokens that all of them hold together; None: `context`.
             threads: of the computation; None lets llama.cpp choose.
             exact: keys and values in float32 and no fused attention, for proofs.
-            warm: run once before the first request.
 
         Raises:
             EngineError: the file cannot be opened.
@@ -60,7 +59,7 @@ class LlamaServer:
         params.n_batch = params.n_ubatch = 512  # a request can be given up between two batches of its prompt
         params.n_gpu_layers, params.fit_params, params.ctx_shift = 0, False, False
         params.cache_ram_mib = 0  # up to 8 GB of old prompts otherwise
-        params.warmup, params.offline, params.ui, params.verbosity = warm, True, False, _SILENT
+        params.warmup, params.offline, params.ui, params.verbosity = False, True, False, _SILENT
         if threads is not None:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         if exact:
@@ -79,11 +78,9 @@ class LlamaServer:
             raise EngineError(
                 f"{file}: llama.cpp cannot open this file ({error})", hint="build the bundle again"
             ) from error
-
-    @property
-    def closing(self) -> bool:
-        """Whether `close` was called: requests under way are given up."""
-        return self._closing
+        # Its loop may start after the constructor returns, and one that is told to stop before that never stops. An
+        # answer is proof that it runs; it warms the model up too.
+        self.complete({"prompt": [0], "max_tokens": 1, "cache_prompt": False})
 
     def complete(self, body: Mapping[str, Any], on_chunk: Callable[[Json], bool] | None = None) -> Json:
         """Run one request of llama.cpp's completions.

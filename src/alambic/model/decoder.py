@@ -246,7 +246,9 @@ class Decoder:
             return self.model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float()
 
     def _tokenizer_config(self) -> dict[str, Any]:
-        special = {k: v for k, v in self.template.special.items() if v and self.tokenizer.token_to_id(v) is not None}
+        # Of an ordinary piece such as a literal <unk>, transformers would make a special token.
+        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        special = {k: v for k, v in self.template.special.items() if v in added}
         special.setdefault("pad_token", self.tokenizer.id_to_token(self.pad_id))
         if (end := self.turn_end()) is not None:
             special["eos_token"] = self.tokenizer.id_to_token(end)  # what other tools stop at when they know one only
@@ -307,6 +309,11 @@ def save_weights(model: nn.Module, folder: Path, *, dtype: torch.dtype | None = 
             model.save_pretrained(folder, state_dict=state, max_shard_size="4GB")
     finally:
         config._attn_implementation, config.dtype = attention, before
+    # `save_pretrained` states the type in memory, whatever was written.
+    path = folder / "config.json"
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    stated["dtype"] = str(written).removeprefix("torch.")
+    path.write_text(json.dumps(stated, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)  # save_file makes files that only their owner can read
 
