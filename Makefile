@@ -7,6 +7,9 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 LOCKED := $(shell $(PYTHON) -c "import sys,platform as p; print('yes' if sys.platform=='linux' and p.machine()=='x86_64' and sys.version_info[:2]==(3,11) else '')")
 
+# Two processes, each file in one of them; the seed of the order is in pyproject.toml.
+SPREAD := -n 2 --dist loadfile
+
 .PHONY: setup demo test test-fast check bench browser docs lock clean
 
 setup: $(READY)
@@ -26,16 +29,16 @@ demo: $(READY)
 	@$(BIN)/python -m alambic build examples/field-service/task.toml --out runs/field-service
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SPREAD)
 
 test-fast: $(READY)
-	@$(BIN)/python -m pytest -m "not slow and not browser"
+	@$(BIN)/python -m pytest $(SPREAD) -m "not slow and not browser"
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not slow and not browser"
+	@$(BIN)/python -m pytest $(SPREAD) -m "not slow and not browser"
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/run.py $(B)

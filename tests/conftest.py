@@ -4,6 +4,10 @@ import os
 import socket
 from pathlib import Path
 
+# Tests run in two processes (make test). Two times two threads of torch would get nothing done on two cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 _LOOPBACK = ("127.", "::1", "localhost")

@@ -48,6 +48,7 @@ FOR_OTHERS = {
     "accelerate": "transformers' Trainer, in benchmarks",
     "sentence-transformers": "what benchmarks compare with",
     "pytest-randomly": "random order",
+    "pytest-xdist": "two processes",
     "mypy": "a command",
     "ruff": "a command",
 }

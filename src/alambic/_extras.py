@@ -21,7 +21,8 @@ _EXTRA_OF = {
     "huggingface_hub": "build", "scipy": "build", "threadpoolctl": "build", "onnxscript": "build",
     "jsonschema": "generate", "referencing": "generate", "optimum": "generate", "peft": "generate",
     "accelerate": "generate", "sacrebleu": "generate",
-    "rouge_score": "generate", "sacremoses": "generate", "gguf": "gguf", "xllamacpp": "gguf", "sentencepiece": "build", "httpx": "build",
+    "rouge_score": "generate", "sacremoses": "generate", "gguf": "gguf", "xllamacpp": "gguf",
+    "sentencepiece": "build", "httpx": "build",
 }  # fmt: skip
 
 # ONNX Runtime reads the first; releases in between read the second.

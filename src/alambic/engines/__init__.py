@@ -38,7 +38,7 @@ WRITERS = Registry(
     "writing engine",
     {
         "llamacpp": "alambic.engines.llamacpp:LlamaCppWriter",
-        "nearest": "alambic.engines.nearest:NearestWriter",
+        "nearest": "alambic.engines.nearest_answer:NearestWriter",
         "openvino-genai": "alambic.engines.genai:GenAIWriter",
         "openvino-graph": "alambic.engines.graph:GraphWriter",
         "tagger": "alambic.engines.tagger:TaggerWriter",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from alambic import _extras
 from alambic._registry import Registry
-from alambic.engines.nearest import query_of
+from alambic.engines.nearest_answer import query_of
 from alambic.engines.parts import MAX_CELLS, TokenParams, check_keys, read_array
 from alambic.engines.tag_answer import assemble
 from alambic.engines.tag_fields import Fields, fields_of

@@ -21,10 +21,11 @@ from alambic.model.tokenizer import from_sentencepiece, read_tokenizer
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = {
+_SPLITS: dict[str, tuple[str | None, ...]] = {
     "stablelm": (QWEN2_WORDS,),
     "qwen2": (QWEN2_WORDS,),
-    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
+    # As its own tokenizer.json has it; None: digits one by one.
+    "deepseek-coder": ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", None),
 }
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # types of tokens in GGUF
 _TEXT = (
@@ -189,7 +190,10 @@ def _byte_level(tokenizer: Tokenizer, pre: str | None) -> None:
     """Split into words as the vocabulary was trained, then into bytes."""
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
     steps: list[Any] = [
-        pre_tokenizers.Split(Regex(words), behavior="isolated", invert=False) for words in _SPLITS.get(pre or "", ())
+        pre_tokenizers.Digits(individual_digits=True)
+        if words is None
+        else pre_tokenizers.Split(Regex(words), behavior="isolated", invert=False)
+        for words in _SPLITS.get(pre or "", ())
     ]
     if pre == "starcoder":
         steps = [pre_tokenizers.Digits(individual_digits=True)]

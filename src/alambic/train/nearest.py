@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alambic.engines.nearest import last_said, terms_of
+from alambic.engines.nearest_answer import last_said, terms_of
 from alambic.engines.tfidf_features import NORMALISATION
 from alambic.errors import TrainError
 from alambic.kinds.chat import Chat

@@ -17,7 +17,7 @@ from alambic.build.writing.plan import plan, sampling_of
 from alambic.build.writing.prepare import find_base, prepare
 from alambic.build.writing.trial import WritingTrial, try_candidate
 from alambic.bundle import open_bundle
-from alambic.engines.nearest import last_said
+from alambic.engines.nearest_answer import last_said
 from alambic.events import Note, Work
 from alambic.measure.frontier import Choice, check_limits, choose
 from alambic.report.page import Report, write_page

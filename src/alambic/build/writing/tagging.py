@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from alambic.build.context import part_record, parts_of
 from alambic.build.writing.context import ENGINE_LIBRARIES, FittedWriter, WritingContext
 from alambic.data.chats import ChatDataset
-from alambic.engines.nearest import last_said
+from alambic.engines.nearest_answer import last_said
 from alambic.errors import TrainError
 from alambic.events import Work
 from alambic.model.bases import Base, resolve
