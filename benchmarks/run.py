@@ -20,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-NAMES = ("quality", "latency", "training", "startup", "multi30k", "lora_step", "families")
+NAMES = ("quality", "latency", "training", "startup", "multi30k", "lora_step", "families", "serving")
 
 
 class Store:

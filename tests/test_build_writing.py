@@ -200,3 +200,42 @@ def test_task_is_refused_when_an_extraction_has_no_schema(tmp_path):
     path.write_text('[task]\nname="x"\nkind="extract"\n[data]\ntrain="a.csv"\n[base]\nname="b"\n', encoding="utf-8")
     with pytest.raises(TaskError, match=r"answer\.schema: kind 'extract' needs the JSON Schema"):
         load_task(path)
+
+
+TOOLS = [{"type": "function", "function": {"name": "book", "parameters": {"type": "object", "properties": {}}}}]
+
+
+@pytest.fixture(scope="module")
+def called(tmp_path_factory):
+    """A chat task whose answers call a tool, or not."""
+    folder = tmp_path_factory.mktemp("chat")
+    lines = []
+    for day in ("Monday", "Tuesday", "Friday", "jeudi", "samedi", "dimanche"):
+        for verb in ("book me for", "please come", "réservez", "venez"):
+            call = {"function": {"name": "book", "arguments": json.dumps({"day": day})}}
+            answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+            lines.append({"messages": [{"role": "user", "content": f"{verb} {day}"}, answer], "tools": TOOLS})
+    for thanks in ("thanks", "merci", "bye", "au revoir"):
+        chat = [{"role": "user", "content": f"{thanks} a lot {i}"} for i in range(1)]
+        lines += [{"messages": [*chat, {"role": "assistant", "content": f"{thanks}!"}], "tools": TOOLS}] * 3
+    (folder / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    task = '[task]\nname = "booking"\nkind = "chat"\n[data]\ntrain = "chats.jsonl"\n[[candidate]]\nname = "nearest"\n'
+    (folder / "task.toml").write_text(task, encoding="utf-8")
+    return build(folder / "task.toml", out=folder / "run")
+
+
+def test_tool_calls_are_scored_and_given_when_answers_call_tools(called):
+    quality = called.candidates[0]["quality"]
+    assert set(quality) == {"token_f1", "chrf", "exact_match", "tool_calls"}
+    with alambic.open(called.bundle) as writer:
+        reply = writer.predict(["please come Friday"])[0]
+    assert reply.finish_reason == "tool_calls" and reply.tool_calls[0].name == "book" and reply.content == ""
+    assert reply.text.startswith("<tool_call>") and set(reply.tool_calls[0].arguments) == {"day"}
+
+
+def test_tool_calls_are_in_the_line_when_a_file_is_answered(called, tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "please come Friday"}\n', encoding="utf-8")
+    assert run("predict", called.bundle, "--input", source, "--output", target) == 0
+    line = json.loads(target.read_text("utf-8"))
+    assert line["finish_reason"] == "tool_calls" and line["tool_calls"][0]["function"]["name"] == "book"

@@ -17,9 +17,10 @@ import numpy as np
 
 from alambic.engines.parts import check_keys, read_array
 from alambic.engines.tfidf_features import NORMALISATION, normalise, word_ngrams
-from alambic.errors import EngineError
-from alambic.kinds.chat import Chat
-from alambic.kinds.generation import Chunk, GenerationRequest, Reply, Timings, Usage
+from alambic.engines.toolcalls import HERMES
+from alambic.errors import DataError, EngineError
+from alambic.kinds.chat import Chat, Message, ToolCall, parse_chat
+from alambic.kinds.generation import Chunk, FinishReason, GenerationRequest, Reply, Timings, Usage
 
 _REBUILD = "build the bundle again"
 _CONTEXT = 1 << 20  # words; it reads anything
@@ -45,6 +46,7 @@ class NearestWriter:
     """Runs a folder written by `alambic.train.nearest.fit_nearest`. Safe to share between threads."""
 
     context_tokens = _CONTEXT
+    tool_style = HERMES  # how tool calls are written into the text of a stream
 
     def __init__(self, folder: Path, params: Mapping[str, Any], *, threads: int | None, cache_dir: Path | None) -> None:
         check_keys(params, ("normalisation", "fallback"), folder)
@@ -55,7 +57,7 @@ class NearestWriter:
         self._starts = read_array(folder / "starts.npy", dims=1)
         self._rows = read_array(folder / "rows.npy", dims=1)
         self._weights = read_array(folder / "weights.npy", dims=1).astype(np.float32)
-        self._answers = [str(json.loads(line)) for line in _lines(folder / "answers.jsonl")]
+        self._answers = [_read_answer(line, folder) for line in _lines(folder / "answers.jsonl")]
         self._fallback = int(params.get("fallback", 0))
         fits = len(self._starts) == len(words) + 1 and len(self._rows) == len(self._weights) == self._starts[-1]
         if not fits or not self._answers or (len(self._rows) and self._rows.max() >= len(self._answers)):
@@ -102,9 +104,31 @@ class NearestWriter:
                 found = slice(self._starts[term], self._starts[term + 1])
                 scores[self._rows[found]] += self._weights[found]
         best = int(scores.argmax()) if scores.any() else self._fallback
-        text = self._answers[best]
+        answer = self._answers[best]
+        text = answer.content + "".join(map(_called, answer.tool_calls))
         usage = Usage(len(terms), len(text.split()))
-        return Reply(text, "stop", usage, Timings(1000 * (time.perf_counter() - began), 0.0), content=text)
+        timings = Timings(1000 * (time.perf_counter() - began), 0.0)
+        reason: FinishReason = "tool_calls" if answer.tool_calls else "stop"
+        return Reply(text, reason, usage, timings, content=answer.content, tool_calls=answer.tool_calls)
+
+
+def _read_answer(line: str, folder: Path) -> Message:
+    """Read an answer: a text, or the message that it was when it called tools.
+
+    Raises:
+        EngineError: it is neither.
+    """
+    try:
+        value = json.loads(line)
+        return Message("assistant", value) if isinstance(value, str) else parse_chat([value], where="x").messages[0]
+    except (ValueError, DataError) as error:
+        raise EngineError(f"{folder / 'answers.jsonl'}: {error}", hint=_REBUILD) from error
+
+
+def _called(call: ToolCall) -> str:
+    """Write a tool call into the text, as `tool_style` says."""
+    body = json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
+    return f"{HERMES.begin}{body}{HERMES.end}"
 
 
 def _lines(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from alambic.bundle import Bundle
 from alambic.engines.bundle_writer import BundleWriter, filled
-from alambic.engines.toolcalls import ToolStyle, style_of
+from alambic.engines.toolcalls import HERMES, ToolStyle, style_of
 from alambic.engines.writer import Writer
 from alambic.errors import BundleError, nearest
 from alambic.kinds.chat import Chat
@@ -205,6 +205,8 @@ def describe_writer(writer: BundleWriter) -> LoadedWriter:
 def _tool_style(bundle: Bundle) -> ToolStyle | None:
     """Find how the model writes tool calls, from the template that lies with it."""
     part = bundle.manifest.part(bundle.manifest.entry)
+    if part.engine == "nearest":  # no template: it writes the calls of known answers itself
+        return HERMES
     file = bundle.folder(part) / "chat_template.jinja"
     if not file.is_file():
         return None

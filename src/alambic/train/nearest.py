@@ -12,7 +12,7 @@ import numpy as np
 from alambic.engines.nearest_answer import last_said, terms_of
 from alambic.engines.tfidf_features import NORMALISATION
 from alambic.errors import TrainError
-from alambic.kinds.chat import Chat
+from alambic.kinds.chat import Chat, Message
 from alambic.manifest import PartSpec
 
 _K1, _B = 1.2, 0.75  # Robertson and Zaragoza 2009, section 3.5: what is usual
@@ -29,7 +29,7 @@ def fit_nearest(chats: Sequence[Chat], out: Path) -> PartSpec:
     Raises:
         TrainError: there is no conversation with an answer.
     """
-    known = [(last_said(chat), chat.completion.content) for chat in chats if chat.completion is not None]
+    known = [(last_said(chat), _stored(chat.completion)) for chat in chats if chat.completion is not None]
     if not known:
         raise TrainError("no conversation ends with an answer of the assistant: there is nothing to look up")
     counts = [Counter(terms_of(query)) for query, _ in known]
@@ -47,12 +47,17 @@ def fit_nearest(chats: Sequence[Chat], out: Path) -> PartSpec:
     np.save(out / "starts.npy", np.cumsum([0, *map(len, weights)]).astype(np.int64))
     np.save(out / "rows.npy", np.array([row for t in terms for row, _ in postings[t]], dtype=np.int32))
     np.save(out / "weights.npy", np.concatenate(weights or [np.zeros(0)]).astype(np.float16))
-    lines = "".join(json.dumps(answer) + "\n" for _, answer in known)
+    lines = "".join(f"{answer}\n" for _, answer in known)
     (out / "answers.jsonl").write_text(lines, "utf-8")
     # An input without any known word gets the most frequent answer.
     common = Counter(answer for _, answer in known).most_common(1)[0][0]
     fallback = next(row for row, (_, answer) in enumerate(known) if answer == common)
     return PartSpec("writer", "nearest", out.name, {"normalisation": NORMALISATION, "fallback": fallback})
+
+
+def _stored(answer: Message) -> str:
+    """Return an answer as a line of JSON: a text, or the whole message when it calls tools."""
+    return json.dumps(answer.to_dict() if answer.tool_calls else answer.content)
 
 
 def _idf(n: int, found: int) -> float:
