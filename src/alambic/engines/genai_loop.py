@@ -47,6 +47,8 @@ class Job:
         ask: what is asked.
         news: what came, with the time when it did; an exception ends it.
         queued, started: when it was handed in, and when the engine got it (perf_counter).
+        cancelled: nobody waits for it any more.
+        begun: something of it was handed out.
     """
 
     ask: Ask
@@ -54,6 +56,11 @@ class Job:
     queued: float = 0.0
     started: float = 0.0
     cancelled: bool = False
+    begun: bool = False
+
+
+# After a step the readers get the lock: for a share of its time, and longer when an answer begins.
+_PAUSE_SHARE, _LONGEST_PAUSE_S, _FIRST_PAUSE_S = 0.02, 0.001, 0.003
 
 
 class Loop:
@@ -133,8 +140,11 @@ class Loop:
             while self._wait():
                 self._feed(core)
                 if core.busy:
-                    self._hand_out(core.step())
-                    time.sleep(0)  # the next step keeps the interpreter's lock: let the readers have it first
+                    began = time.perf_counter()
+                    first = self._hand_out(core.step())
+                    # The next step keeps the interpreter's lock: what came would leave this process one step later.
+                    share = _PAUSE_SHARE * (time.perf_counter() - began)
+                    time.sleep(_FIRST_PAUSE_S if first else min(share, _LONGEST_PAUSE_S))
         except BaseException as error:  # the edge of the thread: it belongs to everyone who waits
             self._die(error)
         finally:
@@ -176,12 +186,16 @@ class Loop:
             if refused is not None:
                 self._hand_out([refused])
 
-    def _hand_out(self, news: list[News]) -> None:
+    def _hand_out(self, news: list[News]) -> bool:
+        """Give each piece to its reader; tell whether one is the first of its answer."""
         now = time.perf_counter()
+        first = False
         for item in news:
             with self._changed:
                 job = self._running.pop(item.id) if item.end or item.error else self._running[item.id]
+            first, job.begun = first or not job.begun, True
             job.news.put(EngineError(item.error) if item.error else (item, now))
+        return first
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
