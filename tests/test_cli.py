@@ -291,3 +291,19 @@ def test_python_m_alambic_is_the_command():
     env = {**os.environ, "NO_COLOR": "1"}
     ended = subprocess.run([sys.executable, "-m", "alambic", "-V"], capture_output=True, text=True, env=env)
     assert ended.returncode == 0 and ended.stdout.startswith("alambic")
+
+
+@pytest.mark.parametrize("kind", ["classify", "generate", "chat", "extract"])
+def test_first_task_of_every_kind_is_read_as_written(kind, tmp_path):
+    from alambic.data.read import read_dataset
+    from alambic.data.read_chats import read_chats
+
+    ended = alambic("new", tmp_path / kind, "--kind", kind)
+    assert ended.code == 0 and f"{kind}/task.toml" in ended.out
+    task = load_task(tmp_path / kind / "task.toml")
+    rows = task.path_of(task.data.train)
+    assert task.kind == kind
+    if task.writes:
+        assert len(read_chats(rows, task.data).dataset) == 4
+    else:
+        assert len(read_dataset(rows, task.data, multi_label=False).dataset) == 9
