@@ -49,7 +49,7 @@ class NearestWriter:
     tool_style = HERMES  # how tool calls are written into the text of a stream
 
     def __init__(self, folder: Path, params: Mapping[str, Any], *, threads: int | None, cache_dir: Path | None) -> None:
-        check_keys(params, ("normalisation", "fallback"), folder)
+        check_keys(params, ("normalisation", "fallback", "calls"), folder)
         if params.get("normalisation") != NORMALISATION:
             raise EngineError(f"{folder}: normalisation is {params.get('normalisation')!r}", hint=_REBUILD)
         words = _lines(folder / "words.txt")

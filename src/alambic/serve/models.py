@@ -206,7 +206,7 @@ def _tool_style(bundle: Bundle) -> ToolStyle | None:
     """Find how the model writes tool calls, from the template that lies with it."""
     part = bundle.manifest.part(bundle.manifest.entry)
     if part.engine == "nearest":  # no template: it writes the calls of known answers itself
-        return HERMES
+        return HERMES if part.params.get("calls") else None
     file = bundle.folder(part) / "chat_template.jinja"
     if not file.is_file():
         return None

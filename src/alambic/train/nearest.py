@@ -52,7 +52,9 @@ def fit_nearest(chats: Sequence[Chat], out: Path) -> PartSpec:
     # An input without any known word gets the most frequent answer.
     common = Counter(answer for _, answer in known).most_common(1)[0][0]
     fallback = next(row for row, (_, answer) in enumerate(known) if answer == common)
-    return PartSpec("writer", "nearest", out.name, {"normalisation": NORMALISATION, "fallback": fallback})
+    calls = any(chat.completion is not None and chat.completion.tool_calls for chat in chats)
+    params = {"normalisation": NORMALISATION, "fallback": fallback, "calls": calls}
+    return PartSpec("writer", "nearest", out.name, params)
 
 
 def _stored(answer: Message) -> str:
