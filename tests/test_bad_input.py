@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import alambic.build.classifier as alambic_build
+import alambic.build.outcome as alambic_build
 from alambic.build import build_events, trial
 from alambic.events import Finished, Skipped
 from alambic.model import bases

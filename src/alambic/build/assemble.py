@@ -12,9 +12,10 @@ from typing import Any
 from alambic import __version__
 from alambic.build.context import Context, Fitted
 from alambic.bundle import Bundle, seal
-from alambic.manifest import Manifest
+from alambic.manifest import Manifest, PartSpec
 from alambic.measure.machine import versions
 from alambic.report.card import render_card
+from alambic.task import Task
 
 # A model made from these rows and this base; what the bundle may be used for follows from both.
 _OWN_LICENCE = "follows the licences of base and data"
@@ -76,28 +77,40 @@ def _manifest(ctx: Context, name: str, fitted: Fitted, extras: Extras) -> Manife
         "licence": task.data.licence or "not stated",
     }
     return Manifest(
-        alambic=__version__,
-        name=task.name,
-        kind=task.task.kind,
-        created=_now(),
+        **provenance(task, name, parts=parts, base=base, data=data, scores=extras.scores, machine=ctx.machine),
         labels=ctx.train.labels,
         multi_label=task.multi_label,
         threshold=extras.threshold,
         long=task.data.long,  # type: ignore[arg-type]  # leave_out is refused for classifiers
         entry=parts[-1].name,
-        parts=parts,
         temperature=extras.temperature,
-        task={"source": task.source, "digest": task.digest, "description": task.task.description},
-        candidate=name,
-        base=base,
-        data=data,
-        scores=extras.scores,
-        machine=ctx.machine,
-        versions=versions(),
-        seed=task.seed,
-        licences={"bundle": _OWN_LICENCE, "base": base["licence"] if base else "none", "data": data["licence"]},
     )
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def provenance(
+    task: Task,
+    name: str,
+    *,
+    parts: tuple[PartSpec, ...],
+    base: dict[str, Any] | None,
+    data: dict[str, Any],
+    scores: dict[str, Any],
+    machine: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the fields of a manifest that say what a bundle is and where it comes from, whatever its kind."""
+    return {
+        "alambic": __version__,
+        "name": task.name,
+        "kind": task.task.kind,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "parts": parts,
+        "task": {"source": task.source, "digest": task.digest, "description": task.task.description},
+        "candidate": name,
+        "base": base,
+        "data": data,
+        "scores": scores,
+        "machine": machine,
+        "versions": versions(),
+        "seed": task.seed,
+        "licences": {"bundle": _OWN_LICENCE, "base": base["licence"] if base else "none", "data": data["licence"]},
+    }

@@ -8,19 +8,16 @@ from typing import Any
 
 from alambic.build.check import audit_rows
 from alambic.build.context import Context
-from alambic.build.final import Final, finish, is_written, write_result
-from alambic.build.outcome import candidate_lines, sentences
+from alambic.build.final import finish
+from alambic.build.outcome import Ended, conclude
 from alambic.build.plan import Plan, plan
 from alambic.build.prepare import find_base, prepare
 from alambic.build.result import BuildResult
-from alambic.build.trial import Trial, try_candidate
-from alambic.bundle import open_bundle
+from alambic.build.trial import try_candidate
 from alambic.events import Note, Work
-from alambic.measure.frontier import Choice, check_limits, choose
-from alambic.report.page import Report, write_page
-from alambic.report.plots import write_tradeoff
+from alambic.measure.frontier import choose
 from alambic.task import Task
-from alambic.workspace import StageSpec, Workspace, on_disk
+from alambic.workspace import StageSpec, Workspace
 
 
 def plan_classifier(task: Task, run: Path) -> Work[Plan]:
@@ -52,28 +49,23 @@ def build_classifier(task: Task, run: Path) -> Work[BuildResult]:
         choice = choose([trial.point for trial in trials], task.budget, seed=task.seed)
         winner = next(trial for trial in trials if trial.name == choice.chosen)
         final = yield from finish(ctx, winner, run)
-        result = _result(ctx, made, trials, choice, final)
-        report = run / "report.html"
-        record = {**result, "report": str(report)}
-        ran = bool(ctx.workspace.ran) or not is_written(run, record)
-        if ran:
-            with on_disk(run):
-                _write_report(_report(ctx, made, trials, choice, final, audit), run)
-                write_result(run, record)
-    seconds = time.perf_counter() - began
-    if not ran:
-        yield Note("nothing changed: no work was done, every stage was kept")
-    return BuildResult(
-        bundle=final.bundle,
-        report=report,
-        chosen=choice.chosen,
-        candidates=tuple(result["candidates"]),
-        budget=result["budget"],
-        sentences=tuple(result["sentences"]),
-        sample=_sample(ctx),
-        seconds=seconds,
-        ran=ran,
-    )
+        ended = Ended(
+            task=task,
+            run=run,
+            made=made,
+            trials=trials,
+            choice=choice,
+            dev=winner.quality,
+            test=final.quality,
+            bundle=final.bundle,
+            point=final.point,
+            costs=final.costs,
+            audit=audit,
+            versions=ctx.machine["versions"],
+            sample=_sample(ctx),
+        )
+        result = yield from conclude(ended, worked=bool(ctx.workspace.ran), began=began)
+    return result
 
 
 def _audit(ctx: Context) -> Work[dict[str, Any]]:
@@ -101,56 +93,3 @@ def _sample(ctx: Context) -> str:
     """Return a short real text for the command that the user types next."""
     texts = [t for t in ctx.test.texts if 20 <= len(t) <= 70 and not set(t) & set('"\n$`!\\')]
     return texts[0] if texts else "your text"
-
-
-def _result(ctx: Context, made: Plan, trials: list[Trial], choice: Choice, final: Final) -> dict[str, Any]:
-    """The figures of a build as JSON; nothing that changes from one run to the next with the same stages."""
-    checks = check_limits(final.point, ctx.task.budget)
-    met = all(check.met for check in checks)
-    limits = [{k: v for k, v in vars(check).items() if k != "gap"} for check in checks]
-    return {
-        "task": ctx.task.name,
-        "bundle": str(final.bundle),
-        "chosen": choice.chosen,
-        "candidates": candidate_lines(trials, choice),
-        "choice": choice.to_dict(),
-        "test": final.quality.to_dict(),
-        "test_costs": final.costs,
-        "budget": {"met": met, "surely": all(c.surely for c in checks), "on": "test", "limits": limits},
-        "sentences": sentences(ctx.task, choice, final.quality.scores, final.point, met),
-        "predicted_seconds": round(made.seconds, 1),
-    }
-
-
-def _report(
-    ctx: Context, made: Plan, trials: list[Trial], choice: Choice, final: Final, audit: dict[str, Any]
-) -> Report:
-    """Gather what the page shows."""
-    winner = next(trial for trial in trials if trial.name == choice.chosen)
-    return Report(
-        task=ctx.task.name,
-        description=ctx.task.task.description,
-        choice=choice,
-        points=tuple(trial.point for trial in trials),
-        budget=ctx.task.budget,
-        dev=winner.quality,
-        test=final.quality,
-        shipped=final.point,
-        costs=final.costs,
-        audit=audit,
-        versions=ctx.machine["versions"],
-        commands=(
-            ("alambic", "build", str(ctx.task.path)),
-            ("alambic", "predict", str(final.bundle), _sample(ctx)),
-            ("alambic", "serve", str(final.bundle)),
-        ),
-        notes=made.notes,
-        created=open_bundle(final.bundle).manifest.created,
-    )
-
-
-def _write_report(report: Report, run: Path) -> Path:
-    """Write the page and the plot beside the bundle."""
-    for suffix in ("png", "svg"):
-        write_tradeoff(report.points, report.choice, report.budget, run / f"tradeoff.{suffix}")
-    return write_page(report, run / "report.html")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from alambic.measure.frontier import Choice, Point
+from alambic.build.final import is_written, write_result
+from alambic.build.plan import Plan
+from alambic.build.result import BuildResult
+from alambic.bundle import open_bundle
+from alambic.events import Note, Work
+from alambic.measure.frontier import Choice, Point, check_limits
 from alambic.measure.metrics import Interval
+from alambic.measure.quality import Quality
+from alambic.measure.written_figures import WrittenFigures
+from alambic.report.page import Report, write_page
+from alambic.report.plots import write_tradeoff
 from alambic.task import Task
+from alambic.workspace import on_disk
 
 
 class Tried(Protocol):
@@ -62,3 +75,115 @@ def sentences(task: Task, choice: Choice, scores: Mapping[str, Interval], shippe
     else:
         lines.append("budget: met")
     return lines
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a build gathered, whatever its kind.
+
+    Attributes:
+        task: what was asked.
+        run: the run folder.
+        made: the plan that was followed.
+        trials: candidates measured on the rows that decide.
+        choice: which one, and why.
+        dev: quality of the chosen one on the rows that decide.
+        test: quality of the bundle that ships.
+        bundle: where it is.
+        point: its place in quality x time x size x energy.
+        costs: its costs, as JSON.
+        audit: what the check of the data found.
+        versions: libraries that made it.
+        sample: a text to try.
+    """
+
+    task: Task
+    run: Path
+    made: Plan
+    trials: Sequence[Tried]
+    choice: Choice
+    dev: Quality | WrittenFigures
+    test: Quality | WrittenFigures
+    bundle: Path
+    point: Point
+    costs: dict[str, Any]
+    audit: dict[str, Any]
+    versions: dict[str, str]
+    sample: str
+
+
+def conclude(ended: Ended, *, worked: bool, began: float) -> Work[BuildResult]:
+    """Write result, page and plots, unless an earlier build wrote the very same, and return what the caller gets.
+
+    Args:
+        ended: what was gathered.
+        worked: a stage had to run.
+        began: when the build did (perf_counter).
+    """
+    run, result = ended.run, _result(ended)
+    report = run / "report.html"
+    record = {**result, "report": str(report)}
+    ran = worked or not is_written(run, record)
+    if ran:
+        with on_disk(run):
+            page = _report(ended)
+            for suffix in ("png", "svg"):
+                write_tradeoff(page.points, page.choice, page.budget, run / f"tradeoff.{suffix}")
+            write_page(page, report)
+            write_result(run, record)
+    else:
+        yield Note("nothing changed: no work was done, every stage was kept")
+    return BuildResult(
+        bundle=ended.bundle,
+        report=report,
+        chosen=ended.choice.chosen,
+        candidates=tuple(result["candidates"]),
+        budget=result["budget"],
+        sentences=tuple(result["sentences"]),
+        sample=ended.sample,
+        seconds=time.perf_counter() - began,
+        ran=ran,
+    )
+
+
+def _result(ended: Ended) -> dict[str, Any]:
+    """The figures of a build as JSON; nothing that changes from one run to the next with the same stages."""
+    checks = check_limits(ended.point, ended.task.budget)
+    met = all(check.met for check in checks)
+    limits = [{k: v for k, v in vars(check).items() if k != "gap"} for check in checks]
+    return {
+        "task": ended.task.name,
+        "bundle": str(ended.bundle),
+        "chosen": ended.choice.chosen,
+        "candidates": candidate_lines(ended.trials, ended.choice),
+        "choice": ended.choice.to_dict(),
+        "test": ended.test.to_dict(),
+        "test_costs": ended.costs,
+        "budget": {"met": met, "surely": all(c.surely for c in checks), "on": "test", "limits": limits},
+        "sentences": sentences(ended.task, ended.choice, ended.test.scores, ended.point, met),
+        "predicted_seconds": round(ended.made.seconds, 1),
+    }
+
+
+def _report(ended: Ended) -> Report:
+    """Gather what the page shows."""
+    return Report(
+        task=ended.task.name,
+        description=ended.task.task.description,
+        choice=ended.choice,
+        points=tuple(trial.point for trial in ended.trials),
+        budget=ended.task.budget,
+        dev=ended.dev,
+        test=ended.test,
+        shipped=ended.point,
+        costs=ended.costs,
+        audit=ended.audit,
+        versions=ended.versions,
+        commands=(
+            ("alambic", "build", str(ended.task.path)),
+            ("alambic", "predict", str(ended.bundle), ended.sample),
+            ("alambic", "serve", str(ended.bundle)),
+        ),
+        notes=ended.made.notes,
+        created=open_bundle(ended.bundle).manifest.created,
+    )

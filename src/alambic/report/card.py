@@ -83,16 +83,14 @@ def _pipeline(manifest: Mapping[str, Any]) -> str:
 
 
 def _result(manifest: Mapping[str, Any], test: Mapping[str, float], data_id: str | None) -> dict[str, Any]:
-    metrics = [{"type": _hub_metric(name), "name": _title(name), "value": round(v, 4)} for name, v in test.items()]
+    metrics = [
+        {"type": _hub_metric(name), "name": metric_title(name), "value": round(v, 4)} for name, v in test.items()
+    ]
     return {
         "task": {"type": _pipeline(manifest)},
         "dataset": {"name": manifest["name"], "type": data_id or manifest["name"], "split": "test"},
         "metrics": metrics,
     }
-
-
-def _title(name: str) -> str:
-    return metric_title(name)
 
 
 def _numbers(scores: Any) -> dict[str, float]:
@@ -163,7 +161,7 @@ def _scores(manifest: Mapping[str, Any]) -> str:
             spread = scores[name] if isinstance(scores[name], Mapping) else {}
             between = f"{spread['low']:.3f} to {spread['high']:.3f}" if {"low", "high"} <= set(spread) else "–"
             n = spread.get("n", scores.get("n", "–"))
-            lines.append(f"| {_plain(split)} | {_title(name)} | {value:.3f} | {between} | {n} |")
+            lines.append(f"| {_plain(split)} | {metric_title(name)} | {value:.3f} | {between} | {n} |")
     if len(lines) == 4:
         return "## Scores\n\nThis bundle was not scored."
     machine = manifest.get("machine")

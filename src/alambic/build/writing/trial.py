@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alambic import __version__
-from alambic.build.assemble import copy_files
+from alambic.build.assemble import copy_files, provenance
 from alambic.build.writing.context import DECIDING_ROWS, ENGINE_LIBRARIES, FittedWriter, WritingContext
 from alambic.build.writing.ladder import fit
 from alambic.bundle import Bundle, seal
@@ -20,15 +18,12 @@ from alambic.events import Work
 from alambic.kinds.generation import Sampling
 from alambic.manifest import GoldenChat, Manifest, WriterSpec
 from alambic.measure.frontier import Point
-from alambic.measure.machine import versions
 from alambic.measure.writing_costs import measure_writing_costs
 from alambic.measure.written import default_metrics, measure_written
 from alambic.measure.written_figures import WrittenFigures
 from alambic.report.card import render_card
 from alambic.task import CandidateSpec
 from alambic.workspace import Stage, StageSpec
-
-_OWN_LICENCE = "follows the licences of base and data"
 
 
 @dataclass(frozen=True)
@@ -120,22 +115,9 @@ def assemble(
         "licence": task.data.licence or "not stated",
     }
     manifest = Manifest(
-        alambic=__version__,
-        name=task.name,
-        kind=task.task.kind,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **provenance(task, name, parts=(fitted.part,), base=base, data=data, scores=scores or {}, machine=ctx.machine),
         long="error",
         entry=fitted.part.name,
-        parts=(fitted.part,),
-        task={"source": task.source, "digest": task.digest, "description": task.task.description},
-        candidate=name,
-        base=base,
-        data=data,
-        scores=scores or {},
-        machine=ctx.machine,
-        versions=versions(),
-        seed=task.seed,
-        licences={"bundle": _OWN_LICENCE, "base": base["licence"] if base else "none", "data": data["licence"]},
         writer=spec,
         golden_chats=golden,
     )
