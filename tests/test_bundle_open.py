@@ -13,7 +13,7 @@ import pytest
 from alambic import bundle_cache
 from alambic.bundle import Bundle, Manifest, PartSpec, open_bundle, seal, to_file, verify
 from alambic.errors import BundleError, WorkspaceError
-from alambic.manifest import is_safe_path, seal_of
+from alambic.manifest import FORMAT, is_safe_path, seal_of
 
 
 @pytest.fixture(autouse=True)
@@ -156,14 +156,14 @@ def test_open_refuses_a_manifest_that_is_not_one(sealed: Bundle, raw: bytes) -> 
 
 
 def test_open_says_which_alambic_a_newer_bundle_needs(sealed: Bundle) -> None:
-    reseal(sealed.path, format=3, alambic="7.1.0", shape={"of": "the future"})
-    with pytest.raises(BundleError, match=r"bundle format 3, made by alambic '7\.1\.0'") as error:
+    reseal(sealed.path, format=FORMAT + 1, alambic="7.1.0", shape={"of": "the future"})
+    with pytest.raises(BundleError, match=rf"bundle format {FORMAT + 1}, made by alambic '7\.1\.0'") as error:
         open_bundle(sealed.path)
     assert error.value.hint == "pip install --upgrade 'alambic>=7.1.0'"
 
 
 def test_open_repeats_no_command_from_a_hostile_version(sealed: Bundle) -> None:
-    reseal(sealed.path, format=3, alambic="1'; rm -rf ~ #")
+    reseal(sealed.path, format=FORMAT + 1, alambic="1'; rm -rf ~ #")
     with pytest.raises(BundleError) as error:
         open_bundle(sealed.path)
     assert error.value.hint == "pip install --upgrade 'alambic'"

@@ -67,7 +67,9 @@ def test_greedy_answers_are_those_of_torch_when_exact(writer, tiny):
         expected = [entry.logprob for entry in theirs.logprobs[:sure]]
         assert [entry.logprob for entry in mine.logprobs[:sure]] == pytest.approx(expected, abs=2e-3)
         if sure == len(theirs.logprobs):
-            assert (mine.text, mine.finish_reason, mine.usage) == (theirs.text, theirs.finish_reason, theirs.usage)
+            assert (mine.text, mine.finish_reason) == (theirs.text, theirs.finish_reason)
+            assert mine.usage.completion_tokens == theirs.usage.completion_tokens
+            assert mine.usage.prompt_tokens == theirs.usage.prompt_tokens and mine.usage.cached_tokens is None
         compared += sure
     assert compared > 200
     with pytest.raises(EngineError, match="only writes the likeliest tokens"):

@@ -6,6 +6,7 @@ AlambicError
  ├── BaseModelError     a base model is missing, damaged or unsupported
  ├── TemplateError      a chat template does not parse, or refuses a conversation
  ├── TrainError         training cannot go on (labels, divergence)
+ │    └── ProcessLost   another process of the same training has ended
  ├── PackError          a model cannot be packed, or its round-trip proof failed
  ├── BundleError        a bundle is missing, damaged, tampered with or too new
  ├── EngineError        an engine cannot run a bundle or an input
@@ -56,6 +57,10 @@ class TemplateError(AlambicError):
 
 class TrainError(AlambicError):
     """Training cannot start or go on."""
+
+
+class ProcessLost(TrainError):
+    """Another process of the same training has ended before its time."""
 
 
 class PackError(AlambicError):

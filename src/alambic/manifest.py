@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alambic.errors import BundleError
 
-FORMAT = 2  # 2: models that write; a bundle of format 1 reads the same
+FORMAT = 3  # 2: models that write; 3: adapters and drafts beside them. Bundles of older formats read the same
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64_000_000  # a real one is under 1 MB; a stranger's file must not fill the memory
 
@@ -76,6 +76,8 @@ class WriterSpec(_Record):
     system: str | None = Field(default=None, description="system message of conversations that bring none")
     sampling: dict[str, Any] = Field(default_factory=dict, description="default sampling of this task")
     json_schema: dict[str, Any] | None = Field(default=None, description="JSON Schema that every answer follows")
+    adapter: str | None = Field(default=None, description="part that is the LoRA adapter of the entry, its base")
+    draft: str | None = Field(default=None, description="part that guesses tokens which the entry checks")
 
 
 class GoldenChat(_Record):
@@ -124,6 +126,12 @@ class Manifest(_Record):
     def part(self, name: str) -> PartSpec:
         """Return the part called `name`."""
         return next(part for part in self.parts if part.name == name)
+
+    def part_digest(self, part: PartSpec) -> str:
+        """Return the SHA-256 (hex) over engine, parameters and files of `part`: two bundles with one share the part."""
+        prefix = part.folder + "/"
+        files = {name.removeprefix(prefix): e.sha256 for name, e in self.files.items() if name.startswith(prefix)}
+        return hashlib.sha256(canonical({"engine": part.engine, "params": part.params, "files": files})).hexdigest()
 
     def chain(self) -> list[PartSpec]:
         """Return the parts from the one that takes texts to the entry."""
@@ -235,6 +243,10 @@ def _structure_problems(manifest: Manifest) -> Iterator[str]:
         if part.after is not None and part.after not in seen:
             yield f"parts: part {part.name!r} comes after {part.after!r}, which is not before it"
         seen.add(part.name)
+    for role in ("adapter", "draft"):
+        beside = getattr(manifest.writer, role, None)
+        if beside is not None and (beside not in seen or beside == manifest.entry):
+            yield f"writer.{role}: {beside!r} is not a part beside the entry; parts: {', '.join(sorted(seen))}"
     if manifest.entry not in seen:
         yield f"entry: {manifest.entry!r} is not a part; parts: {', '.join(sorted(seen))}"
 

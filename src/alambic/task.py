@@ -20,6 +20,7 @@ from alambic.kinds.classify import DEFAULT_CANDIDATES, METRICS, MULTI_LABEL_METR
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 LongMode = Literal["windows", "head", "head_tail", "error", "leave_out"]
+MOST_GUESSES = 32  # tokens guessed at once; each costs a computation where it is wrong
 _LONG_WRITING = ("error", "leave_out")
 Prefer = Literal["quality", "p95_ms", "size_mb", "j_per_request"]
 
@@ -72,8 +73,9 @@ class BaseSpec(_Spec):
     """The model that candidates start from."""
 
     name: str = Field(
-        "all-minilm-l6-v2",
-        description="A name of `alambic bases`, a local folder, a hub id, or (kinds that write) scratch, a new one.",
+        "auto",
+        description="A name of `alambic bases`, a local folder, a hub id, (kinds that write) scratch, a new one, or "
+        "(classify) auto: by the language of the texts.",
     )
     parameters: int | None = Field(None, ge=10_000, description="scratch: about how many weights it has.")
     shape: Literal["decoder", "encoder-decoder"] | None = Field(None, description="scratch: what is made.")
@@ -111,6 +113,38 @@ class AnswerSpec(_Spec):
     repetition_penalty: float = Field(1.0, gt=0, description="1 is none.")
     stop: tuple[str, ...] = Field((), description="Texts that end an answer.")
     json_schema: str | None = Field(None, alias="schema", description="extract: file of the JSON Schema of an answer.")
+    lookup: bool | int | Literal["auto"] = Field(
+        False,
+        description="Guess tokens from the prompt and check them together (answers that copy): true, how many at once, "
+        "or auto, which measures and keeps what is faster.",
+    )
+    draft: str | None = Field(
+        None, description="Smaller bundle with the same tokens, whose guesses are checked; kept where it is faster."
+    )
+
+    @field_validator("lookup", mode="before")
+    @classmethod
+    def _guesses(cls, value: object) -> object:
+        if isinstance(value, bool) or value == "auto" or (isinstance(value, int) and 1 <= value <= MOST_GUESSES):
+            return value
+        raise ValueError(f"got {value!r}; allowed: true, false, 'auto', or 1 to {MOST_GUESSES} tokens")
+
+
+class PreferencesSpec(_Spec):
+    """Pairs of a better and a worse answer, learnt from after the fine-tuning (DPO; generate and chat)."""
+
+    file: str = Field(
+        description="File of pairs (jsonl, csv, parquet), in TRL's forms: prompt, chosen, rejected; chosen, rejected; "
+        "prompt, completion and a label or a score."
+    )
+    dev: str | None = Field(None, description="Pairs that decide when to stop. Taken from `file` when absent.")
+    beta: float = Field(0.1, gt=0, description="How near to the fine-tuned model the new one stays: larger is nearer.")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of the pairs that are the wrong way round.")
+    epochs: float = Field(2.0, gt=0, description="Passes over the pairs at most; dev stops earlier.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak; by the size of the model when absent.")
+    method: Literal["auto", "full", "lora", "dora", "qlora"] = Field("auto", description="As in a recipe of finetune.")
+    rank: int = Field(16, ge=1, description="Width of the adapter (lora, dora, qlora).")
+    batch_size: int = Field(16, ge=1, description="Pairs a step.")
 
 
 class CandidateSpec(_Spec):
@@ -121,7 +155,9 @@ class CandidateSpec(_Spec):
         + ", ".join(DEFAULT_CANDIDATES)
         + ". generate, chat and extract: "
         + ", ".join(writing.DEFAULT_CANDIDATES["extract"])
-        + " (tagger: extract only)."
+        + " (tagger: extract only); with [preferences] also "
+        + ", ".join(writing.PREFERRED)
+        + "."
     )
     recipe: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Options of its step.")
 
@@ -132,8 +168,11 @@ class _File(_Spec):
     base: BaseSpec = BaseSpec()  # type: ignore[call-arg]
     budget: Budget = Budget()  # type: ignore[call-arg]
     answer: AnswerSpec = AnswerSpec()  # type: ignore[call-arg]
+    preferences: PreferencesSpec | None = None
     candidate: tuple[CandidateSpec, ...] = ()
-    recipe: dict[str, bool | int | float | str] | None = Field(None, description="Sugar for one `finetune` candidate.")
+    recipe: dict[str, bool | int | float | str] | None = Field(
+        None, description="Sugar for one `finetune` candidate, and one `preferred` where there are preferences."
+    )
 
 
 class Task(BaseModel):
@@ -149,6 +188,7 @@ class Task(BaseModel):
     budget: Budget
     answer: AnswerSpec
     candidates: tuple[CandidateSpec, ...]
+    preferences: PreferencesSpec | None = None
 
     @property
     def kind(self) -> str:
@@ -231,7 +271,7 @@ def parse_task(raw: dict[str, Any], source: str, path: Path) -> Task:
         data = data.model_copy(update={"long": "error"})
     task = Task(
         path=path, source=source, task=file.task, data=data, base=file.base, budget=file.budget, answer=file.answer,
-        candidates=names,
+        candidates=names, preferences=file.preferences,
     )  # fmt: skip
     wrong = [*_kind_faults(task, file), *_candidate_faults(task), *_budget_faults(task)]
     if wrong:
@@ -241,14 +281,18 @@ def parse_task(raw: dict[str, Any], source: str, path: Path) -> Task:
 
 def _default_candidates(file: _File) -> tuple[CandidateSpec, ...]:
     if file.recipe is not None:
-        return (CandidateSpec(name="finetune", recipe=file.recipe),)
+        trained = ("finetune", "preferred") if file.preferences is not None else ("finetune",)
+        return tuple(CandidateSpec(name=name, recipe=file.recipe) for name in trained)
     # A model made from scratch says nothing before it is trained.
-    names = [n for n in _ladder_of(file.task.kind) if not (n == "base" and file.base.name == "scratch")]
+    names = [
+        n for n in _ladder_of(file.task.kind, file.preferences) if not (n == "base" and file.base.name == "scratch")
+    ]
     return tuple(CandidateSpec(name=name) for name in names)
 
 
-def _ladder_of(kind: str) -> tuple[str, ...]:
-    return writing.DEFAULT_CANDIDATES.get(kind, DEFAULT_CANDIDATES)
+def _ladder_of(kind: str, preferences: PreferencesSpec | None) -> tuple[str, ...]:
+    names = writing.DEFAULT_CANDIDATES.get(kind, DEFAULT_CANDIDATES)
+    return (*names, *writing.PREFERRED) if preferences is not None and kind in writing.PREFERRING else names
 
 
 def _metrics_of(task: TaskSpec) -> tuple[str, ...]:
@@ -281,17 +325,35 @@ def _kind_faults(task: Task, file: _File) -> list[tuple[tuple[str | int, ...], s
         faults.append((("answer", "schema"), f"answer.schema: {text}"))
     if kind == "extract" and task.answer.stop:
         faults.append((("answer", "stop"), "answer.stop: an answer under a schema ends where the schema does"))
+    if task.answer.draft is not None and task.answer.lookup not in (False, "auto"):
+        text = "answer.lookup: an engine guesses from the prompt or with a draft; beside answer.draft: 'auto' or absent"
+        faults.append((("answer", "lookup"), text))
     allowed = _LONG_WRITING if task.writes else ("windows", "head", "head_tail", "error")
     if task.data.long not in allowed:
         faults.append((("data", "long"), f"data.long = {task.data.long!r}; kind {kind!r} allows {', '.join(allowed)}"))
     if task.base.name != "scratch" and (task.base.parameters or task.base.shape):
         faults.append((("base", "parameters"), "base.parameters and base.shape: only with base.name = 'scratch'"))
-    if task.writes and "name" not in file.base.model_fields_set and _needs_writing_base(task):
-        text = f"base.name: missing, and kind {kind!r} needs a model that writes"
+    if task.writes and task.base.name == "auto" and _needs_writing_base(task):
+        said = "'auto' chooses among encoders" if "name" in file.base.model_fields_set else "missing"
+        text = f"base.name: {said}, and kind {kind!r} needs a model that writes"
         faults.append((("base", "name"), f"{text}: one of `alambic bases --kind decoder`, a folder, or scratch"))
     if task.writes and task.base.name == "scratch" and task.base.parameters is None:
         faults.append((("base", "name"), "base.name = 'scratch' needs base.parameters, for example 10_000_000"))
-    return faults
+    return [*faults, *_preference_faults(task)]
+
+
+def _preference_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
+    """Refuse preferences that nothing would learn from."""
+    if task.preferences is None:
+        return []
+    if task.kind not in writing.PREFERRING:
+        return [(("preferences",), f"preferences: do not apply to kind {task.kind!r}")]
+    if not any(candidate.name in writing.PREFERRED for candidate in task.candidates):
+        names = ", ".join(writing.PREFERRED)
+        return [
+            (("preferences",), f"preferences: no candidate learns from them; add [[candidate]] name = one of {names}")
+        ]
+    return []
 
 
 def _needs_writing_base(task: Task) -> bool:
@@ -299,12 +361,14 @@ def _needs_writing_base(task: Task) -> bool:
 
 
 def _candidate_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
-    known = _ladder_of(task.kind)
+    known = _ladder_of(task.kind, task.preferences)
     faults: list[tuple[tuple[str | int, ...], str]] = []
     seen: set[str] = set()
     for i, candidate in enumerate(task.candidates):
         loc = ("candidate", i, "name")
-        if candidate.name not in known:
+        if candidate.name in writing.PREFERRED and candidate.name not in known:
+            faults.append((loc, f"candidate[{i}].name: {candidate.name!r} needs [preferences] (generate and chat)"))
+        elif candidate.name not in known:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r}; {nearest(candidate.name, known)}"))
         if candidate.name in seen:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r} is there twice"))
@@ -361,7 +425,7 @@ def _describe(fault: Any, source: str, file: str) -> str:
 def _fields_at(loc: tuple[str | int, ...]) -> list[str]:
     models: dict[str, type[BaseModel]] = {
         "task": TaskSpec, "data": DataSpec, "base": BaseSpec, "budget": Budget, "candidate": CandidateSpec,
-        "answer": AnswerSpec,
+        "answer": AnswerSpec, "preferences": PreferencesSpec,
     }  # fmt: skip
     return list(models[str(loc[0])].model_fields if loc else _File.model_fields)
 

@@ -55,6 +55,10 @@ def _export_writer(bundle: Bundle, form: str, out: Path, *, run: Path, precision
         )
     if form == "openvino":
         shutil.copytree(bundle.folder(part), out)
+        for role in ("adapter", "draft"):  # in folders of their own beside the model's files
+            name = getattr(bundle.manifest.writer, role)
+            if name is not None:
+                shutil.copytree(bundle.folder(bundle.manifest.part(name)), out / role)
         return out
     model = writer_model_of(bundle, run)
     if form == "hf":

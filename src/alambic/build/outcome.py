@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,6 +95,8 @@ class Ended:
         audit: what the check of the data found.
         versions: libraries that made it.
         sample: a text to try.
+        preferences: accuracy on dev pairs by candidate, where there are any.
+        remarks: further sentences.
     """
 
     task: Task
@@ -110,6 +112,8 @@ class Ended:
     audit: dict[str, Any]
     versions: dict[str, str]
     sample: str
+    preferences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def conclude(ended: Ended, *, worked: bool, began: float) -> Work[BuildResult]:
@@ -160,7 +164,7 @@ def _result(ended: Ended) -> dict[str, Any]:
         "test": ended.test.to_dict(),
         "test_costs": ended.costs,
         "budget": {"met": met, "surely": all(c.surely for c in checks), "on": "test", "limits": limits},
-        "sentences": sentences(ended.task, ended.choice, ended.test.scores, ended.point, met),
+        "sentences": [*sentences(ended.task, ended.choice, ended.test.scores, ended.point, met), *ended.remarks],
         "predicted_seconds": round(ended.made.seconds, 1),
     }
 
@@ -186,4 +190,5 @@ def _report(ended: Ended) -> Report:
         ),
         notes=ended.made.notes,
         created=open_bundle(ended.bundle).manifest.created,
+        preferences=ended.preferences,
     )

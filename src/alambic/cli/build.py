@@ -28,19 +28,25 @@ def build(ctx: click.Context, task: Path, out: Path | None, dry_run: bool, as_js
     Interrupt it as you like: finished stages are kept, and the same command goes on from there.
     """
     from alambic.build import build_events, plan_events
+    from alambic.build.crew import crew, processes
     from alambic.cli.progress import shown
-    from alambic.events import drain
+    from alambic.events import Note, drain
     from alambic.task import load_task
 
-    loaded = load_task(task)
-    run = out if out is not None else Path("runs") / loaded.name
-    with shown() as listener:
-        if dry_run:
-            made = drain(plan_events(loaded, run), listener)
-            if as_json:
-                click.echo(json.dumps(_plan(made), ensure_ascii=False))
+    with crew() as leads:
+        if not leads:  # started by torchrun: this process has done its share of the first one's trainings
             return
-        result = drain(build_events(loaded, run), listener)
+        loaded = load_task(task)
+        run = out if out is not None else Path("runs") / loaded.name
+        with shown() as listener:
+            if processes() > 1 and not loaded.writes:
+                listener(Note(f"kind {loaded.kind!r} trains in one process: the others wait", "warning"))
+            if dry_run:
+                made = drain(plan_events(loaded, run), listener)
+                if as_json:
+                    click.echo(json.dumps(_plan(made), ensure_ascii=False))
+                return
+            result = drain(build_events(loaded, run), listener)
     click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _summary(result))
     ctx.exit(0 if result.met else 3)
 

@@ -39,10 +39,13 @@ def _audit(task: Task) -> Work[tuple[dict[str, Any], str]]:
     """Audit the rows of a task of any kind; return the figures and the page of text."""
     if task.writes:
         from alambic.build.writing.audit import check_writer
-        from alambic.data import chat_check
+        from alambic.data import chat_check, pair_check
 
-        chats = yield from check_writer(task)
-        return chats.to_dict(), chat_check.render(chats)
+        chats, pairs = yield from check_writer(task)
+        if pairs is None:
+            return chats.to_dict(), chat_check.render(chats)
+        texts = (chat_check.render(chats), pair_check.render(pairs))
+        return {**chats.to_dict(), "preferences": pairs.to_dict()}, "\n\n".join(texts)
     from alambic.build.check import check_task
     from alambic.data.check import render
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from alambic.bundle import Bundle
 
 
 @click.command()
@@ -24,7 +27,23 @@ def show(path: Path, as_json: bool) -> None:
     bundle = open_bundle(path)
     record = bundle.manifest.model_dump(mode="json", exclude={"golden", "golden_chats", "files", "seal"})
     record["size_mb"] = round(bundle.size_bytes / 1e6, 2)
+    if (shared := _shared(bundle)) is not None:
+        record["shared"] = shared
     click.echo(json.dumps(record, ensure_ascii=False) if as_json else _bundle(record))
+
+
+def _shared(bundle: Bundle) -> dict[str, Any] | None:
+    """Return what other bundles may hold too: the base that this one keeps an adapter beside."""
+    from alambic.engines.bundle_writer import shared_base
+
+    digest = shared_base(bundle) if bundle.manifest.writer is not None else None
+    if digest is None:
+        return None
+    part = bundle.manifest.part(bundle.manifest.entry)
+    files = bundle.manifest.files.items()
+    size = sum(entry.bytes for name, entry in files if name.startswith(part.folder + "/"))
+    own = bundle.size_bytes - size
+    return {"part": part.name, "digest": digest, "mb": round(size / 1e6, 2), "own_mb": round(own / 1e6, 2)}
 
 
 def _run(record: dict[str, Any]) -> str:
@@ -42,6 +61,13 @@ def _run(record: dict[str, Any]) -> str:
     )
 
 
+def _parts(record: dict[str, Any]) -> str:
+    named = {part["name"]: f"{part['name']} ({part['engine']})" for part in record["parts"]}
+    writer = record["writer"] or {}
+    beside = [named.pop(writer[role]) for role in ("adapter", "draft") if writer.get(role)]
+    return " + ".join([" -> ".join(named.values()), *beside])
+
+
 def _bundle(record: dict[str, Any]) -> str:
     from alambic.cli.table import interval
 
@@ -52,12 +78,17 @@ def _bundle(record: dict[str, Any]) -> str:
     if labels:
         lines.append(f"  labels    {', '.join(labels[:12])}{' ...' if len(labels) > 12 else ''}")
     lines += [
-        f"  parts     {' -> '.join(p['name'] + ' (' + p['engine'] + ')' for p in record['parts'])}",
+        f"  parts     {_parts(record)}",
         f"  base      {base}",
         f"  size      {record['size_mb']} MB",
         f"  licences  {', '.join(f'{k}: {v}' for k, v in record['licences'].items())}",
         f"  created   {record['created']} by alambic {record['alambic']}",
     ]
+    if (shared := record.get("shared")) is not None:
+        lines.append(
+            f"  shared    {shared['part']}, {shared['mb']} MB, digest {shared['digest'][:12]}: bundles with the same "
+            f"one, served together, load it once; its own: {shared['own_mb']} MB"
+        )
     for part, scores in record["scores"].items():
         for name, value in scores.items():
             if isinstance(value, dict) and "low" in value:

@@ -103,7 +103,8 @@ def find_form(names: Sequence[str], sample: Sequence[Fields], wanted: Wanted, *,
     if {"chosen", "rejected"} <= set(names) and output is None:
         raise DataError(
             f"{where}: pairs of a chosen and a rejected answer, not answers to learn",
-            hint='write output = "chosen" under [data] to learn the chosen ones alone',
+            hint='write output = "chosen" under [data] to learn the chosen ones alone; to learn from both, name the '
+            "file under [preferences]",
         )
     if wanted.nothing and "instruction" in names:
         columns = {part: next((n for n in known if n in names), None) for part, known in _ALPACA.items()}

@@ -3,6 +3,7 @@
 explicit prompt   `prompt`, `chosen`, `rejected`: texts, or lists of messages
 implicit prompt   `chosen`, `rejected` alone (reward data): what both begin with is the prompt; also ``Human:`` turns
 unpaired          `prompt`, `completion`, `label` (true or false, KTO): answers to one prompt are put together
+scored            `prompt`, `completion`, `score` (or `reward`, a number): of two answers to one prompt the higher wins
 OpenAI            `input` (with `messages`), `preferred_output`, `non_preferred_output`
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +36,11 @@ if TYPE_CHECKING:
     from alambic.task import DataSpec
 
 _SAMPLE_ROWS = 500
-_MOST_PAIRS = 4  # of one prompt, from unpaired answers: many answers to a few prompts must not outweigh the rest
+_MOST_PAIRS = (
+    4  # of one prompt, from answers that come one by one: many answers to a few prompts must not outweigh the rest
+)
 _HUMAN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+_SCORES = ("score", "reward")
 _GOOD = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}  # 1 is True
 
 
@@ -49,6 +54,8 @@ class PreferenceExample:
         rejected: the worse one.
         where: ``file:line`` of origin.
         group: rows of one group never fall on both sides of a split.
+        given: what the row gives to answer, without the words of the task's prompt around it; None: what the prompt
+            says. Splits go by it, as those of the task's own rows do.
     """
 
     prompt: Chat
@@ -56,6 +63,14 @@ class PreferenceExample:
     rejected: Message
     where: str = ""
     group: str | None = None
+    given: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """What is asked, as one text: all messages of the prompt but the system's."""
+        if self.given is not None:
+            return self.given
+        return "\n".join(m.content for m in self.prompt.messages if m.role != "system")
 
     @cached_property
     def digest(self) -> str:
@@ -115,11 +130,16 @@ class ReadPairs:
 
 @dataclass(frozen=True)
 class _Sides:
-    """A row: its prompt, and the answers that are good and bad (one of each but for unpaired rows)."""
+    """A row: its prompt, and the answers that are good and bad (one of each but for rows of one answer)."""
 
     prompt: Chat
     good: tuple[Message, ...]
     bad: tuple[Message, ...]
+    score: float = 0.0
+    given: str | None = None
+
+
+_Read = tuple[Row, _Sides, str | None]
 
 
 def read_pairs(path: Path, spec: DataSpec, *, system: str | None = None) -> ReadPairs:
@@ -127,7 +147,8 @@ def read_pairs(path: Path, spec: DataSpec, *, system: str | None = None) -> Read
 
     Args:
         path: a file of any format that tables or conversations are read from.
-        spec: the task's `[data]`: system message, group, encoding.
+        spec: the task's `[data]`: prompt (written around a prompt that is one text, unless it is there already), system
+            message, group (where the file has that column), encoding.
         system: system message of every prompt that brings none, instead of the task's.
 
     Raises:
@@ -137,16 +158,17 @@ def read_pairs(path: Path, spec: DataSpec, *, system: str | None = None) -> Read
     sample = [row.fields for row in islice((r for r in source.rows() if r.error is None), _SAMPLE_ROWS)]
     names = source.columns or list(dict.fromkeys(name for fields in sample for name in fields))
     form, read, used = _form(names, path.name)
-    group = named(spec.group, "group", names, path.name)
+    group = named(spec.group, "group", names, path.name) if spec.group in names else None
     system = system if system is not None else spec.system
     tidied = Tidied()
-    rows: list[tuple[Row, _Sides, str | None]] = []
+    rows: list[_Read] = []
     faults: list[DataError] = []
     for row in source.rows():
         try:
             if row.error is not None:
                 raise DataError(f"{row.where}: {row.error}")
-            sides = _tidy(read(row.fields, row.where), system, tidied, row.where)
+            worded = _worded(read(row.fields, row.where), row.fields.get("prompt"), spec.prompt)
+            sides = _tidy(worded, system, tidied, row.where)
         except DataError as error:
             faults.append(error)
             continue
@@ -155,11 +177,11 @@ def read_pairs(path: Path, spec: DataSpec, *, system: str | None = None) -> Read
     if faults:
         raise refusal(path, faults, rows=len(rows) + len(faults))
     notes = [f"read as {form} ({', '.join(used)})", *tidied.notes()]
-    if form == "unpaired":
-        examples, more = _paired(rows)
+    if form in ("unpaired", "scored"):
+        examples, more = _paired(rows, _ranked if form == "scored" else _sorted)
         notes += more
     else:
-        examples = [PreferenceExample(s.prompt, s.good[0], s.bad[0], row.where, name) for row, s, name in rows]
+        examples = [PreferenceExample(s.prompt, s.good[0], s.bad[0], row.where, name, s.given) for row, s, name in rows]
     if not examples:
         raise DataError(f"{path}: no pair of a better and a worse answer", hint="each prompt needs one of both")
     said = [f"{path.name}: {note}" for note in notes]
@@ -175,11 +197,14 @@ def _form(names: Sequence[str], where: str) -> tuple[str, Callable[[Fields, str]
         return "implicit prompt", _implicit, ("chosen", "rejected", *tools)
     if {"prompt", "completion", "label"} <= have:
         return "unpaired", _unpaired, ("prompt", "completion", "label", *tools)
+    score = next((name for name in _SCORES if name in have), None)
+    if {"prompt", "completion"} <= have and score is not None:
+        return "scored", partial(_scored, score), ("prompt", "completion", score, *tools)
     if {"input", "preferred_output", "non_preferred_output"} <= have:
         return "openai", _openai, ("input", "preferred_output", "non_preferred_output")
     raise DataError(
         f"{where}: no preferences: the columns are {listing(names)}",
-        hint="known: prompt, chosen, rejected; chosen, rejected; prompt, completion, label",
+        hint="known: prompt, chosen, rejected; chosen, rejected; prompt, completion, label; prompt, completion, score",
     )
 
 
@@ -267,11 +292,40 @@ def _unpaired(fields: Fields, where: str) -> _Sides:
     label = fields.get("label")
     key = label.strip().casefold() if isinstance(label, str) else label
     if not isinstance(key, bool | int | float | str) or key not in _GOOD:
-        raise DataError(f"{where}: label {label!r} is neither true nor false")
+        hint = "a column of numbers is called score" if isinstance(label, int | float) else None
+        raise DataError(f"{where}: label {label!r} is neither true nor false", hint=hint)
+    answer = _one_answer(fields, where)
+    return replace(answer, bad=()) if _GOOD[key] else replace(answer, good=())
+
+
+def _scored(name: str, fields: Fields, where: str) -> _Sides:
+    try:
+        score = float(cell_text(fields.get(name)))
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise DataError(f"{where}: {name} {fields.get(name)!r} is no number", hint="a higher one is a better answer")
+    return replace(_one_answer(fields, where), bad=(), score=score)
+
+
+def _one_answer(fields: Fields, where: str) -> _Sides:
+    """Return a row of one answer; it is on both sides, for the caller to choose."""
     asked = _messages(fields.get("prompt"), "prompt", where, role="user")
     said = _messages(fields.get("completion"), "completion", where, role="assistant")
-    answer = _sides(_chat(asked, fields, where), said, said, where)
-    return _Sides(answer.prompt, answer.good, ()) if _GOOD[key] else _Sides(answer.prompt, (), answer.bad)
+    return _sides(_chat(asked, fields, where), said, said, where)
+
+
+def _worded(sides: _Sides, cell: Any, template: str | None) -> _Sides:
+    """Write the words of the task's prompt around a prompt that is one text, unless they are there already."""
+    head, mark, tail = (template or "").partition("{text}")
+    messages = sides.prompt.messages
+    if not mark or not isinstance(cell, str) or is_talk(cell) or len(messages) != 1:
+        return sides
+    text = messages[0].content
+    if head + tail and text.startswith(head) and text.endswith(tail) and len(text) >= len(head + tail):
+        return replace(sides, given=text[len(head) : len(text) - len(tail)])
+    asked = replace(messages[0], content=f"{head}{text}{tail}")
+    return replace(sides, prompt=Chat((asked,), sides.prompt.tools), given=text)
 
 
 def _tidy(sides: _Sides, system: str | None, tidied: Tidied, where: str) -> _Sides:
@@ -287,26 +341,42 @@ def _tidy(sides: _Sides, system: str | None, tidied: Tidied, where: str) -> _Sid
     good, bad = (tuple(whole.messages[-1] for whole in side) for side in wholes)
     if good and good == bad:
         raise DataError(f"{where}: chosen and rejected are the same", hint="remove the row: it prefers nothing")
-    return _Sides((wholes[0] or wholes[1])[0].prompt, good, bad)
+    return replace(sides, prompt=(wholes[0] or wholes[1])[0].prompt, good=good, bad=bad)
 
 
-def _paired(rows: Iterable[tuple[Row, _Sides, str | None]]) -> tuple[list[PreferenceExample], list[str]]:
-    """Put unpaired answers to the same prompt together: each good one with a bad one, a few pairs a prompt."""
-    by_prompt: dict[str, list[tuple[Row, _Sides, str | None]]] = defaultdict(list)
+def _paired(
+    rows: Iterable[_Read], order: Callable[[Sequence[_Read]], list[tuple[int, int]]]
+) -> tuple[list[PreferenceExample], list[str]]:
+    """Put answers to the same prompt together, the better before the worse as `order` says, a few pairs a prompt."""
+    by_prompt: dict[str, list[_Read]] = defaultdict(list)
     for row in rows:
         by_prompt[json.dumps(row[1].prompt.to_dict(), sort_keys=True)].append(row)
     examples, alone = [], 0
     for same in by_prompt.values():
-        good = [(row, sides.good[0], group) for row, sides, group in same if sides.good]
-        bad = [sides.bad[0] for _, sides, _ in same if sides.bad]
-        if not good or not bad:
-            alone += len(same)
-            continue
-        # Diagonals first, so that every answer is used before one is used twice.
-        order = sorted(product(range(len(good)), range(len(bad))), key=lambda at: (abs(at[0] - at[1]), at))
-        for i, j in order[: max(_MOST_PAIRS, len(good), len(bad))]:
-            origin, answer, group = good[i]
-            if answer != bad[j]:
-                examples.append(PreferenceExample(same[0][1].prompt, answer, bad[j], origin.where, group))
+        answers = [(sides.good or sides.bad)[0] for _, sides, _ in same]
+        places = [(i, j) for i, j in order(same) if answers[i] != answers[j]]
+        alone += len(same) - len({at for place in places for at in place})
+        for i, j in places:
+            origin, sides, group = same[i]
+            examples.append(PreferenceExample(sides.prompt, answers[i], answers[j], origin.where, group, sides.given))
     note = [f"{alone:,} answers have no other side to be compared with, and are left out"] if alone else []
     return examples, [f"{len(examples):,} pairs made of answers to the same prompts", *note]
+
+
+def _sorted(same: Sequence[_Read]) -> list[tuple[int, int]]:
+    """Return the places of each good answer with a bad one."""
+    good = [i for i, (_, sides, _) in enumerate(same) if sides.good]
+    bad = [i for i, (_, sides, _) in enumerate(same) if sides.bad]
+    # Diagonals first, so that every answer is used before one is used twice.
+    order = sorted(product(range(len(good)), range(len(bad))), key=lambda at: (abs(at[0] - at[1]), at))
+    return [(good[i], bad[j]) for i, j in order[: max(_MOST_PAIRS, len(good), len(bad))]]
+
+
+def _ranked(same: Sequence[_Read]) -> list[tuple[int, int]]:
+    """Return the places of higher and lower scores: the best with the worst and so inwards, then the widest apart."""
+    scores = [sides.score for _, sides, _ in same]
+    order = sorted(range(len(same)), key=lambda i: (-scores[i], i))
+    inwards = [(order[k], order[-1 - k]) for k in range(len(order) // 2)]
+    apart = sorted(product(order, order), key=lambda at: scores[at[1]] - scores[at[0]])
+    pairs = [(i, j) for i, j in dict.fromkeys((*inwards, *apart)) if scores[i] > scores[j]]
+    return pairs[: max(_MOST_PAIRS, len(inwards))]

@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from alambic.bundle import Bundle, open_bundle, user_cache
-from alambic.engines.writer import Writer
+from alambic.engines.writer import Shares, Writer
 from alambic.errors import AlambicError, EngineError, nearest
 from alambic.kinds.chat import Chat, Message
 from alambic.kinds.generation import Chunk, GenerationRequest, Reply, Sampling
 from alambic.manifest import PartSpec, WriterSpec
 
+TAKES_PARTS = frozenset({"openvino-genai"})  # engines that read an adapter or a draft beside the model
 _SAMPLING = {field.name for field in dataclasses.fields(Sampling)}
 
 
@@ -143,10 +145,97 @@ def open_writer(
     if bundle.manifest.writer is None:
         raise EngineError(f"{bundle.source}: a classifier, which writes nothing", hint="alambic.open gives its labels")
     part = bundle.manifest.part(bundle.manifest.entry)
-    return BundleWriter(bundle, load_writer(part, bundle.folder(part), threads=threads, cache_dir=cache_dir))
+    beside = Beside(adapter_of(bundle), draft_of(bundle))
+    folder = bundle.folder(part)
+    return BundleWriter(bundle, load_writer(part, folder, threads=threads, cache_dir=cache_dir, beside=beside))
 
 
-def load_writer(part: PartSpec, folder: Path, *, threads: int | None = None, cache_dir: Path | None = None) -> Writer:
+def open_writers(bundles: Sequence[Bundle], *, threads: int | None = None) -> Iterator[BundleWriter]:
+    """Load bundles that write, one after the other; bundles whose base is the same part share its weights.
+
+    Close them in the opposite order: the first of those that share a base owns it.
+
+    Raises:
+        EngineError: an engine cannot run one.
+    """
+    groups: dict[str, list[Bundle]] = {}
+    for bundle in bundles:
+        groups.setdefault(shared_base(bundle) or f"alone: {len(groups)}", []).append(bundle)
+    for alike in groups.values():
+        first, *others = alike
+        part = first.manifest.part(first.manifest.entry)
+        beside = Beside(adapter_of(first), draft_of(first), tuple(adapter_of(other) for other in others))
+        writer = load_writer(part, first.folder(part), threads=threads, beside=beside)
+        yield BundleWriter(first, writer)
+        for other in others:
+            assert isinstance(writer, Shares), "only such an engine is shared"
+            yield BundleWriter(other, writer.with_adapter(adapter_of(other)))
+
+
+def shared_base(bundle: Bundle) -> str | None:
+    """Return the digest of the base that the bundle may share with others; None: it shares nothing."""
+    manifest = bundle.manifest
+    part = manifest.part(manifest.entry)
+    if manifest.writer is None or manifest.writer.draft or part.engine not in TAKES_PARTS:
+        return None
+    return manifest.part_digest(part) if part.params.get("model_digest") else None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What lies beside the part that writes.
+
+    Attributes:
+        adapter: file of its LoRA adapter.
+        draft: folder of the smaller model that guesses.
+        other_adapters: that later writers over the same weights will have; see `GenAIWriter.with_adapter`.
+    """
+
+    adapter: Path | None = None
+    draft: Path | None = None
+    other_adapters: tuple[Path | None, ...] = ()
+
+    def options(self) -> dict[str, Any]:
+        """Return those that are there, as the engine takes them."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+def adapter_of(bundle: Bundle) -> Path | None:
+    """Return the file of the adapter of a bundle that writes, if it has one.
+
+    Raises:
+        EngineError: the adapter was trained on another base than the one in the bundle.
+    """
+    manifest = bundle.manifest
+    if manifest.writer is None or manifest.writer.adapter is None:
+        return None
+    part, base = manifest.part(manifest.writer.adapter), manifest.part(manifest.entry)
+    trained, here = (part.params.get("base") or {}).get("digest"), base.params.get("model_digest")
+    if trained is None or trained != here:
+        raise EngineError(
+            f"{bundle.source}: part {part.name!r} is an adapter of a base with the digest {trained}, and the base in "
+            f"part {base.name!r} has the digest {here}",
+            hint="on another base its numbers mean nothing: build the bundle again",
+        )
+    return bundle.folder(part) / str(part.params.get("file"))
+
+
+def draft_of(bundle: Bundle) -> Path | None:
+    """Return the folder of the draft of a bundle that writes, if it has one."""
+    manifest = bundle.manifest
+    if manifest.writer is None or manifest.writer.draft is None:
+        return None
+    return bundle.folder(manifest.part(manifest.writer.draft))
+
+
+def load_writer(
+    part: PartSpec,
+    folder: Path,
+    *,
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+    beside: Beside = Beside(),
+) -> Writer:
     """Load one part that writes from `folder`, outside of any bundle.
 
     Raises:
@@ -159,8 +248,12 @@ def load_writer(part: PartSpec, folder: Path, *, threads: int | None = None, cac
         cache_dir = user_cache("openvino")
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}, not 1 or more")
+    options = beside.options()
+    if options and part.engine not in TAKES_PARTS:
+        raise EngineError(f"part {part.name!r}: engine {part.engine!r} takes no {' and no '.join(options)} beside it")
     try:
-        writer: Writer = WRITERS.get(part.engine)(folder, part.params, threads=threads, cache_dir=cache_dir)
+        opener = WRITERS.get(part.engine)
+        writer: Writer = opener(folder, part.params, threads=threads, cache_dir=cache_dir, **options)
     except AlambicError as error:
         error.message = f"part {part.name!r}: {error.message}"
         raise

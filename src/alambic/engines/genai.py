@@ -7,6 +7,7 @@ threads: one of its own owns the engine, and requests that come together are com
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,8 @@ class GenAIWriter:
         most_running: int = 16,
         draft: Path | None = None,
         draft_tokens: int = 4,
+        adapter: Path | None = None,
+        other_adapters: Sequence[Path | None] = (),
     ) -> None:
         """Open the model.
 
@@ -62,6 +65,9 @@ class GenAIWriter:
             draft: folder of a smaller model with the same tokenizer, whose guesses this one only checks (speculative
                 decoding, Leviathan et al. 2023, https://arxiv.org/abs/2211.17192).
             draft_tokens: guesses at once.
+            adapter: file of the LoRA adapter that the weights are read with; None: as they are.
+            other_adapters: of the writers that `with_adapter` will make. Adapters take turns, and as the engine cannot
+                tell which of them it kept a beginning for, nothing is kept then.
 
         Raises:
             EngineError: it cannot be opened.
@@ -78,7 +84,7 @@ class GenAIWriter:
         self._template = self._read_template()
         self._style = style_of(self._template) if self._template is not None else None
         if draft is not None:
-            _check_draft(self._tokenizer, draft)
+            check_draft(folder, draft)
         properties = {**options.DEFAULTS, **self.params.properties}
         per_token = options.tokens_bytes(folder, properties)
         blocks = options.cache_blocks(per_token, context_tokens=self.context_tokens, cache_mb=cache_mb)
@@ -86,16 +92,33 @@ class GenAIWriter:
         self._threads = threads
         extra: dict[str, str | int | bool] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         extra |= {} if cache_dir is None else {"CACHE_DIR": str(cache_dir), "CACHE_MODE": "OPTIMIZE_SIZE"}
+        several = {adapter, *other_adapters}
+        self._adapter = None if adapter is None else str(adapter)
         self._spec = CoreSpec(
-            str(folder), {**properties, **extra}, blocks, prompt_step, most_running, prefix_cache,
-            None if draft is None else str(draft),
+            str(folder), {**properties, **extra}, blocks, prompt_step, most_running, prefix_cache and len(several) == 1,
+            None if draft is None else str(draft), tuple(sorted(str(file) for file in several if file is not None)),
         )  # fmt: skip
         self._cache_mb = blocks * BLOCK_TOKENS * per_token / 1e6
         self._draft_tokens = draft_tokens
         self._grammars: dict[str, Grammar] = {}
         self._voice = Voice(self._tokenizer, self._silent_ids())
-        self._scorer = Scorer(folder / options.MODEL, {**properties, **extra})
+        self._scorer = Scorer(folder / options.MODEL, self._spec.properties, adapter=adapter)
+        self._lent = False
         self._loop = Loop(lambda: Core(self._spec), most_running=most_running)
+
+    def with_adapter(self, adapter: Path | None) -> GenAIWriter:
+        """Return a writer over the same weights with one of `other_adapters`; close it before this one.
+
+        Raises:
+            EngineError: the adapter was not named when this writer was opened.
+        """
+        if adapter is not None and str(adapter) not in self._spec.adapters:
+            raise EngineError(f"{adapter}: not an adapter that this engine was opened with")
+        other = copy.copy(self)
+        other._adapter = None if adapter is None else str(adapter)
+        other._scorer = Scorer(self.folder / options.MODEL, self._spec.properties, adapter=adapter)
+        other._lent = True
+        return other
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -178,11 +201,14 @@ class GenAIWriter:
             "prompt_step": self._spec.prompt_step,
             "most_running": self._spec.most_running,
             "draft": None if self._spec.draft is None else Path(self._spec.draft).name,
+            "adapter": None if self._adapter is None else Path(self._adapter).parent.name,
+            "adapters_served": len(self._spec.adapters),
         }
 
     def close(self, *, finish_s: float = _FINISH_S) -> None:
         """Free the model; what runs has `finish_s` seconds to finish, then it is cancelled."""
-        self._loop.close(finish_s=finish_s)
+        if not self._lent:
+            self._loop.close(finish_s=finish_s)
         self._scorer.close()
 
     def __enter__(self) -> Self:
@@ -211,7 +237,7 @@ class GenAIWriter:
             settings |= {"num_assistant_tokens": sampling.lookup_tokens, "max_ngram_size": _NGRAM}
         return Answer(
             self._loop, self._voice, ids, lane=lane, settings=settings, tokens=tokens, sampling=sampling,
-            grammar=grammar, style=style,
+            grammar=grammar, style=style, adapter=self._adapter,
         )  # fmt: skip
 
     def _settings(self, sampling: Sampling) -> dict[str, Any]:
@@ -328,9 +354,23 @@ def _check(sampling: Sampling, capabilities: frozenset[str]) -> None:
             raise EngineError("stop texts and json_schema exclude each other: one could cut the other short")
 
 
-def _check_draft(tokenizer: Any, draft: Path) -> None:
-    if read_tokenizer(draft / options.TOKENIZER).get_vocab() != tokenizer.get_vocab():
-        raise EngineError(f"{draft}: the draft model has another vocabulary than the model whose words it guesses")
+def check_draft(folder: Path, draft: Path) -> None:
+    """Check that the model in `draft` means the same texts by its ids as the one in `folder`.
+
+    Raises:
+        EngineError: naming the first id that it reads otherwise.
+    """
+    files = (folder / options.TOKENIZER, draft / options.TOKENIZER)
+    ours, theirs = ({i: text for text, i in read_tokenizer(file).get_vocab().items()} for file in files)
+    if ours == theirs:
+        return
+    at = min(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
+    said, other = (repr(ids[at]) if at in ids else "nothing" for ids in (ours, theirs))
+    raise EngineError(
+        f"{draft}: a draft has the tokens of the model whose words it guesses, and token {at} is {other} there, "
+        f"{said} in {folder} ({len(theirs):,} and {len(ours):,} tokens)",
+        hint="take a smaller model of the same family as draft, or leave it out",
+    )
 
 
 def _reply(answer: Answer) -> Reply:

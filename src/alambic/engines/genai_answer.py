@@ -40,12 +40,14 @@ class Answer:
         sampling: Sampling,
         grammar: Grammar | None = None,
         style: ToolStyle | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.style = style
         self._loop = loop
         self._voice = voice
         self._prompt = list(prompt)
         self._lane = lane
+        self._adapter = adapter
         self._settings = settings
         self._tokens = tokens
         self._logprobs = sampling.logprobs
@@ -174,7 +176,7 @@ class Answer:
             chunk.text,
             logprobs=(*chunk.logprobs, *cut),
             finish_reason=reason,
-            usage=Usage(len(self._prompt), len(self._written)),
+            usage=Usage(len(self._prompt), len(self._written), None),  # the engine does not tell what it kept
             timings=Timings((first - started) * 1e3, (last - first) * 1e3, max(0.0, (started - queued) * 1e3)),
         )
 
@@ -219,7 +221,7 @@ class Answer:
     def _ask(self, tokens: int, grammar: str | None, prompt: Sequence[int]) -> None:
         settings = {**self._settings, "max_new_tokens": tokens}
         before = self._job
-        self._job = self._loop.submit(Ask(0, prompt, self._lane, settings, grammar))
+        self._job = self._loop.submit(Ask(0, prompt, self._lane, settings, grammar, self._adapter))
         if before is not None:
             self._job.queued = before.queued
         if self._given_up:  # between two jobs

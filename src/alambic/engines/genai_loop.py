@@ -169,11 +169,10 @@ class Loop:
             for job in dropped:
                 self._waiting.remove(job)
             stopped = [job for job in self._running.values() if job.cancelled]
-            admitted = []
-            while self._waiting and len(self._running) < self._most_running:
-                job = self._waiting.popleft()
+            admitted = self._admitted()
+            for job in admitted:
+                self._waiting.remove(job)
                 self._running[job.ask.id] = job
-                admitted.append(job)
         now = time.perf_counter()
         for job in dropped:
             job.started = now
@@ -185,6 +184,21 @@ class Loop:
             refused = core.add(job.ask)
             if refused is not None:
                 self._hand_out([refused])
+
+    def _admitted(self) -> list[Job]:
+        """Choose what starts now, in order. Adapters take turns: an engine computes with one of them at a time.
+
+        When nothing runs, the turn is of the adapter that waited longest; nobody joins it while another one waits.
+        """
+        if not self._waiting:
+            return []
+        adapter = self._waiting[0].ask.adapter
+        if self._running:
+            adapter = next(iter(self._running.values())).ask.adapter
+            if any(job.ask.adapter != adapter for job in self._waiting):
+                return []
+        same = (job for job in self._waiting if job.ask.adapter == adapter)
+        return list(itertools.islice(same, self._most_running - len(self._running)))
 
     def _hand_out(self, news: list[News]) -> bool:
         """Give each piece to its reader; tell whether one is the first of its answer."""

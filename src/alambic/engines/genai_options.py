@@ -21,7 +21,9 @@ DEFAULTS: dict[str, str | int | bool] = {
 }  # fmt: skip
 _ALLOWED = (*DEFAULTS, "EXECUTION_MODE_HINT", "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "KEY_CACHE_PRECISION",
             "VALUE_CACHE_PRECISION", "KEY_CACHE_GROUP_SIZE", "VALUE_CACHE_GROUP_SIZE")  # fmt: skip
-_FORMS = frozenset({"architecture", "parameters", "precision", "form", "tokenizer", "template"})  # for people and tools
+_FORMS = frozenset(
+    {"architecture", "parameters", "precision", "form", "tokenizer", "template", "model_digest"}
+)  # for people and tools
 _BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.0, "i8": 1.0, "u4": 0.5}
 _FULL_CONTEXTS = 8  # that the cache holds where memory allows
 _MEMORY_SHARE = 0.2  # of the machine's memory, for the cache

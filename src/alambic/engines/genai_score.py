@@ -6,6 +6,7 @@ are computed for the positions asked for alone: for a prompt of 2,000 tokens and
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ Row = tuple[Sequence[int], Sequence[int]]
 class Scorer:
     """Opens the model at its first use. Safe to share between threads: one batch at a time."""
 
-    def __init__(self, model: Path, properties: Mapping[str, str | int | bool]) -> None:
+    def __init__(self, model: Path, properties: Mapping[str, str | int | bool], *, adapter: Path | None = None) -> None:
         self._path = model
+        self._adapter = adapter
         self._properties = dict(properties)
         self._request: Any = None
         self._inputs: frozenset[str] = frozenset()
@@ -95,6 +97,8 @@ class Scorer:
         core = openvino.Core()
         try:
             model = core.read_model(str(self._path))
+            if self._adapter is not None:
+                _add_adapter(model, self._adapter)
             _only_positions(model)
             compiled = core.compile_model(model, "CPU", self._properties)
         except RuntimeError as error:
@@ -116,6 +120,49 @@ def _only_positions(model: Any) -> None:
     node.input(0).replace_source_output(picked.output(0))
     model.add_parameters([positions])
     model.validate_nodes_and_infer_types()
+
+
+def _add_adapter(model: Any, file: Path) -> None:
+    """Add B (A x) beside each product that the LoRA adapter in `file` names; PEFT's names are those of the modules."""
+    ops = _extras.load("openvino.opset13")
+    tensors = read_tensors(file)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        name = node.get_friendly_name().split("/")[0].removeprefix("__module.")
+        down = tensors.pop(f"base_model.model.{name}.lora_A.weight", None)  # [r, I]
+        up = tensors.pop(f"base_model.model.{name}.lora_B.weight", None)  # [O, r]
+        if down is None or up is None:
+            continue
+        readers = list(node.output(0).get_target_inputs())
+        inner = ops.matmul(node.input_value(0), ops.constant(down), False, True)
+        whole = ops.add(node.output(0), ops.matmul(inner, ops.constant(up), False, True))
+        for reader in readers:
+            reader.replace_source_output(whole.output(0))
+    if tensors:
+        raise EngineError(f"{file}: the model has no place for {next(iter(tensors))!r}: it belongs to another base")
+    model.validate_nodes_and_infer_types()
+
+
+def read_tensors(file: Path) -> dict[str, NDArray[np.float32]]:
+    """Read a safetensors file of float32 tensors, as `alambic.pack.writer_hf.write_adapter` leaves it.
+
+    Raises:
+        EngineError: it is not one.
+    """
+    try:
+        raw = file.read_bytes()
+        start = 8 + int.from_bytes(raw[:8], "little")
+        entries = {k: v for k, v in json.loads(raw[8:start]).items() if k != "__metadata__"}
+        if any(entry["dtype"] != "F32" for entry in entries.values()):
+            raise ValueError("a tensor is not of type F32")
+        return {
+            name: np.frombuffer(raw[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]], np.float32)
+            .reshape(entry["shape"])
+            for name, entry in entries.items()
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise EngineError(f"{file}: not a readable adapter: {error}") from error
 
 
 def _chosen(logits: NDArray[np.float32], ids: Sequence[int]) -> list[float]:

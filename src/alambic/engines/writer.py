@@ -7,6 +7,7 @@ know nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from alambic.kinds.generation import Chunk, GenerationRequest, Reply
@@ -49,3 +50,11 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """An engine whose weights several writers use, each with an adapter of its own."""
+
+    def with_adapter(self, adapter: Path | None) -> Writer:
+        """Return a writer over the same weights; close it before this one."""

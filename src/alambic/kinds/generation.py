@@ -73,11 +73,11 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written; `cached_tokens` of the prompt were kept from an earlier request."""
+    """Tokens read and written; `cached_tokens` of the prompt were kept from an earlier request (None: not told)."""
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0
 
 
 @dataclass(frozen=True)

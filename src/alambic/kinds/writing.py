@@ -19,6 +19,10 @@ DEFAULT_CANDIDATES: dict[str, tuple[str, ...]] = {
     "extract": ("tagger", "nearest", "base", "finetune-int4", "finetune-int8", "finetune"),
 }
 
+# Steps after the fine-tuned ones where the task has preferences, and the kinds that learn from them.
+PREFERRED = ("preferred-int4", "preferred-int8", "preferred")
+PREFERRING = ("generate", "chat")
+
 TITLES = {
     "chrf": "chrF", "bleu": "BLEU", "rouge_l": "ROUGE-L", "token_f1": "token F1", "exact_match": "exact match",
     "tool_calls": "right tool calls", "field_f1": "field F1", "json_valid": "valid JSON",

@@ -36,14 +36,14 @@ class Timed:
         prompt_ms: from the call until the first token.
         generation_ms: from the first token until the end of the stream.
         prompt_tokens: read, those kept from earlier requests included.
-        cached_tokens: of the prompt, kept from earlier requests.
+        cached_tokens: of the prompt, kept from earlier requests; None: the engine does not tell.
         tokens: written.
     """
 
     prompt_ms: float
     generation_ms: float
     prompt_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
     tokens: int
 
     @property
@@ -62,12 +62,12 @@ class GenerationSpeed:
         ttft_ms: median time to the first token, which is prompt evaluation.
         ttft_p95_ms: time that 95% of first tokens stay under.
         generation_ms: median time from first to last token; None when no answer has two tokens.
-        prompt_tokens_per_second: tokens of prompts that had to be read (not cached), over the time to first tokens.
+        prompt_tokens_per_second: tokens of prompts, less those told to be cached, over the time to first tokens.
         tokens_per_second: tokens after the first, over the time they took; with several streams, of all together.
         per_second: answers a second, of all streams together.
         prompt_tokens: mean length of a prompt.
         tokens: mean length of an answer.
-        cached_share: of prompt tokens, kept from earlier requests.
+        cached_share: of prompt tokens, kept from earlier requests; None: the engine does not tell.
         concurrency: answers written at once.
         n: timed answers.
         timed: every answer in order; left out of `to_dict`.
@@ -83,7 +83,7 @@ class GenerationSpeed:
     per_second: Interval
     prompt_tokens: float
     tokens: float
-    cached_share: float
+    cached_share: float | None
     concurrency: int
     n: int
     timed: tuple[Timed, ...] = field(repr=False, compare=False)
@@ -92,6 +92,8 @@ class GenerationSpeed:
         """Return point estimates under the contract's names (`speed` of `alambic measure`), intervals beside them."""
         figures = {name: value for name, value in vars(self).items() if isinstance(value, Interval)}
         plain = {name: getattr(self, name) for name in ("prompt_tokens", "tokens", "cached_share", "concurrency", "n")}
+        if self.cached_share is None:
+            del plain["cached_share"]
         intervals = {name: value.to_dict() for name, value in figures.items()}
         return {**{name: value.value for name, value in figures.items()}, **plain, "intervals": intervals}
 
@@ -217,7 +219,10 @@ def _time_together(
 def _speed(
     timed: Sequence[Timed], rng: np.random.Generator, *, concurrency: int = 1, wall_s: float | None = None
 ) -> GenerationSpeed:
-    table = {name: np.array([asdict(one)[name] for one in timed], dtype=np.float64) for name in Timed.__annotations__}
+    told = all(one.cached_tokens is not None for one in timed)
+    table = {
+        name: np.array([asdict(one)[name] or 0 for one in timed], dtype=np.float64) for name in Timed.__annotations__
+    }
     prompt, generation = table["prompt_ms"], table["generation_ms"]
     total, later = prompt + generation, np.maximum(table["tokens"] - 1.0, 0.0)
     fresh = table["prompt_tokens"] - table["cached_tokens"]
@@ -241,7 +246,7 @@ def _speed(
         per_second=answers,
         prompt_tokens=float(table["prompt_tokens"].mean()),
         tokens=float(table["tokens"].mean()),
-        cached_share=float(table["cached_tokens"].sum() / max(1.0, table["prompt_tokens"].sum())),
+        cached_share=float(table["cached_tokens"].sum() / max(1.0, table["prompt_tokens"].sum())) if told else None,
         concurrency=concurrency,
         n=len(timed),
         timed=tuple(timed),

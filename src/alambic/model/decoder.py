@@ -93,7 +93,9 @@ class Decoder:
         self.extra_files: tuple[Path, ...] = ()
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: torch.dtype | None = None, attention: str = "sdpa") -> Decoder:
+    def load(
+        cls, folder: Path, *, dtype: torch.dtype | None = None, attention: str = "sdpa", quantization: Any = None
+    ) -> Decoder:
         """Open a causal model in Hugging Face layout (a base, or what `save` wrote).
 
         Args:
@@ -101,6 +103,7 @@ class Decoder:
             dtype: of the weights in memory; as stored when None.
             attention: of transformers: ``sdpa`` or ``eager`` (Gemma 2 is always read with ``eager``: the other leaves
                 its logit cap out).
+            quantization: of transformers, for weights that are rounded as they are read (QLoRA); None rounds nothing.
 
         Raises:
             BaseModelError: a file is missing or damaged, the weights are pickled or do not fit, the kind is unknown.
@@ -111,7 +114,7 @@ class Decoder:
         check_weights(folder)
         tokenizer = read_tokenizer(folder)
         model = _load_model(folder, kind, dtype=dtype, attention="eager" if kind == "gemma2" else attention,
-                            wrapper=wrapper)  # fmt: skip
+                            wrapper=wrapper, quantization=quantization)  # fmt: skip
         special = _special(folder, model, tokenizer)
         _check_vocabulary(folder, model, tokenizer)
         template = render.read_template(folder)
@@ -329,9 +332,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, config: dict[str, Any], *
 
 
 def _load_model(
-    folder: Path, kind: str, *, dtype: torch.dtype | None, attention: str, wrapper: str | None
+    folder: Path, kind: str, *, dtype: torch.dtype | None, attention: str, wrapper: str | None, quantization: Any = None
 ) -> nn.Module:
     options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, "attn_implementation": attention}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     if wrapper is not None:
         text = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).text_config
         options |= {"config": text, "key_mapping": {f"^{prefix}": "model." for prefix in _WRAPPERS[wrapper]}}
@@ -352,8 +357,8 @@ def _load_model(
     return model
 
 
-def _read_spec(folder: Path, kind: str, model: nn.Module) -> DecoderSpec:
-    parameters = sum(p.numel() for p in model.parameters())
+def _read_spec(folder: Path, kind: str, model: Any) -> DecoderSpec:
+    parameters = model.num_parameters()  # two 4-bit weights are stored as one
     positions = getattr(model.config, "max_position_embeddings", None) or 2048
     spec = DecoderSpec(kind, int(positions), parameters)
     path = folder / "alambic.json"

@@ -47,6 +47,7 @@ class Report:
         commands: argument lists that run it all again.
         notes: further sentences on the choice ("a linear model wins").
         created: date and time, as text.
+        preferences: by candidate, how often it finds the better answer of a dev pair likelier.
         shipped: the chosen bundle as measured on test rows after its last fit; None when it was not measured again.
     """
 
@@ -64,6 +65,7 @@ class Report:
     notes: tuple[str, ...] = ()
     created: str = ""
     shipped: Point | None = None
+    preferences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def final(self) -> tuple[Check, ...]:
@@ -105,6 +107,9 @@ def render_page(report: Report) -> str:
         _figures(report),
         _section("Quality against time", _plot(report)),
         _section("All candidates", _candidates(report)),
+        _section("Preferences (dev pairs)", answers.preferences(report.preferences, name))
+        if report.preferences
+        else "",
         *_details(name, report.dev),
         _section("Data", tree(report.audit)) if report.audit is not None else "",
         _section("Machine and versions", _machine(report)),

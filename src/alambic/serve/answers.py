@@ -245,21 +245,23 @@ class EventStream(Response):
 def tokens_of(answers: Sequence[Answer], *, n: int = 1) -> Usage:
     """Sum the tokens of the answers to one request: each prompt counts once, however many (`n`) its answers."""
     prompts = [answer.usage for answer in answers[::n]]
+    cached = [usage.cached_tokens for usage in prompts if usage.cached_tokens is not None]
     return Usage(
         prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
         completion_tokens=sum(answer.usage.completion_tokens for answer in answers),
-        cached_tokens=sum(usage.cached_tokens for usage in prompts),
+        cached_tokens=sum(cached) if len(cached) == len(prompts) else None,
     )
 
 
 def usage_of(answers: Sequence[Answer], *, n: int = 1) -> dict[str, Any]:
     """Return OpenAI's `usage`."""
     tokens = tokens_of(answers, n=n)
+    told = tokens.cached_tokens is not None
     return {
         "prompt_tokens": tokens.prompt_tokens,
         "completion_tokens": tokens.completion_tokens,
         "total_tokens": tokens.prompt_tokens + tokens.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": tokens.cached_tokens},
+        **({"prompt_tokens_details": {"cached_tokens": tokens.cached_tokens}} if told else {}),
     }
 
 

@@ -81,7 +81,8 @@ class Metrics:
         self._streams[model, how] += 1
         if last is not None and last.usage is not None:
             self._tokens[model, "prompt"] += last.usage.prompt_tokens
-            self._tokens[model, "cached"] += last.usage.cached_tokens
+            if last.usage.cached_tokens is not None:
+                self._tokens[model, "cached"] += last.usage.cached_tokens
             self._tokens[model, "generated"] += last.usage.completion_tokens
 
     def count_request(self, path: str, status: int, seconds: float) -> None:

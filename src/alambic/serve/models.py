@@ -153,25 +153,35 @@ def pick(models: Mapping[str, Loaded], name: str | None, able: Mapping[str, _Abl
 def load(paths: Sequence[Path], *, threads: int | None = None) -> Iterator[dict[str, Loaded]]:
     """Open the bundles at `paths` by the name of their task, and close their engines at the end.
 
+    A base that several of them keep an adapter beside is loaded once.
+
     Raises:
         BundleError: a bundle is damaged, or two have the same name.
     """
     from alambic.bundle import open_bundle
     from alambic.engines import open_engine
-    from alambic.engines.bundle_writer import open_writer
+    from alambic.engines.bundle_writer import open_writers, shared_base
 
-    loaded: dict[str, Loaded] = {}
+    bundles: dict[str, Bundle] = {}
+    for path in paths:
+        bundle = open_bundle(path)
+        name = bundle.manifest.name
+        if name in bundles:
+            raise BundleError(f"{path}: {name!r} is served already", hint="serve it on another port")
+        bundles[name] = bundle
+    writing = [bundle for bundle in bundles.values() if bundle.manifest.writer is not None]
+    bases = {bundle.manifest.name: shared_base(bundle) for bundle in writing}
+    found: dict[str, Loaded] = {}
     with ExitStack() as stack:
-        for path in paths:
-            bundle = open_bundle(path)
-            name = bundle.manifest.name
-            if name in loaded:
-                raise BundleError(f"{path}: {name!r} is served already", hint="serve it on another port")
-            if bundle.manifest.writer is None:
-                loaded[name] = describe(bundle, stack.enter_context(open_engine(bundle, threads=threads)))
-            else:
-                loaded[name] = describe_writer(stack.enter_context(open_writer(bundle, threads=threads)))
-        yield loaded
+        for writer in open_writers(writing, threads=threads):
+            name = writer.bundle.manifest.name
+            stack.enter_context(writer)
+            alike = [other for other, base in bases.items() if other != name and base and base == bases[name]]
+            found[name] = describe_writer(writer, shares_base_with=alike)
+        for name, bundle in bundles.items():
+            if name not in found:
+                found[name] = describe(bundle, stack.enter_context(open_engine(bundle, threads=threads)))
+        yield {name: found[name] for name in bundles}
 
 
 def describe(bundle: Bundle, engine: Predicts[Prediction]) -> LoadedBundle:
@@ -187,8 +197,9 @@ def describe(bundle: Bundle, engine: Predicts[Prediction]) -> LoadedBundle:
     )
 
 
-def describe_writer(writer: BundleWriter) -> LoadedWriter:
+def describe_writer(writer: BundleWriter, *, shares_base_with: Sequence[str] = ()) -> LoadedWriter:
     """Join `writer` with the facts that the manifest of its bundle holds."""
+    shared = {"shares_base_with": list(shares_base_with)} if shares_base_with else {}
     manifest = writer.bundle.manifest
     return LoadedWriter(
         writer=writer,
@@ -197,7 +208,7 @@ def describe_writer(writer: BundleWriter) -> LoadedWriter:
         prompt=writer.spec.prompt or "",
         tool_style=_tool_style(writer.bundle),
         created=_seconds(manifest.created),
-        facts=_facts(writer.bundle),
+        facts={**_facts(writer.bundle), **shared},
         fingerprint=f"fp_{manifest.seal[:12]}" if manifest.seal else None,
     )
 

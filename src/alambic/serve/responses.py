@@ -280,11 +280,14 @@ class _Frame:
         cut = answer.reason == "length"
         tokens = tokens_of([answer])
         response = self.response("incomplete" if cut else "completed", items)
+        cached = (
+            {} if tokens.cached_tokens is None else {"input_tokens_details": {"cached_tokens": tokens.cached_tokens}}
+        )
         return response | {
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "usage": {
                 "input_tokens": tokens.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": tokens.cached_tokens},
+                **cached,
                 "output_tokens": tokens.completion_tokens,
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": tokens.prompt_tokens + tokens.completion_tokens,

@@ -8,18 +8,24 @@ divisor, so the loss curve differs by rounding only.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alambic.errors import TrainError
+from alambic.errors import ProcessLost, TrainError
 
 T = TypeVar("T")
+
+# One process may write a large model, or take over from a checkpoint, while the others wait for the next step.
+_PATIENCE = timedelta(hours=2)
+_FOR_EVER = timedelta(days=365)  # between two trainings the first process packs and measures
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def joined(environment: Mapping[str, str] | None = None) -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(int(names.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise TrainError(
             f"the processes of this training cannot meet: {error}",
@@ -83,7 +89,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = torch.zeros_like(parameter)
     grads: list[Tensor] = [p.grad for p in trained if p.grad is not None]
     flat = torch.cat([grad.reshape(-1).float() for grad in grads])
-    dist.all_reduce(flat)
+    with _together():
+        dist.all_reduce(flat)
     for grad, piece in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(piece.view_as(grad))
 
@@ -94,7 +101,8 @@ def total(values: Sequence[float]) -> list[float]:
         return list(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     flat = torch.tensor(list(values), dtype=torch.float64, device=device)
-    dist.all_reduce(flat)
+    with _together():
+        dist.all_reduce(flat)
     summed: list[float] = flat.tolist()
     return summed
 
@@ -102,4 +110,46 @@ def total(values: Sequence[float]) -> list[float]:
 def wait() -> None:
     """Wait until every process is here."""
     if world().size > 1:
-        dist.barrier()
+        with _together():
+            dist.barrier()
+
+
+class Orders:
+    """What the first process has the others do. Made by all of them at once, inside `joined`.
+
+    Orders go through a group of their own on the CPU: they wait without a limit and without keeping a GPU busy.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=_FOR_EVER)
+
+    def give(self, order: Any) -> None:
+        """Send `order`, any value that can be pickled, to the others; only the first process does."""
+        with _together():
+            dist.broadcast_object_list([order], src=0, group=self._group, device=torch.device("cpu"))
+
+    def take(self) -> Any:
+        """Wait for the next order and return it; every process but the first does."""
+        box: list[Any] = [None]
+        with _together():
+            dist.broadcast_object_list(box, src=0, group=self._group, device=torch.device("cpu"))
+        return box[0]
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Turn the loss of another process into an error that says so."""
+    try:
+        yield
+    except RuntimeError as error:  # dist.DistBackendError too
+        place = world()
+        raise ProcessLost(
+            f"process {place.rank + 1} of {place.size}: another process of this build has ended ({_first_line(error)})",
+            hint="run the same command again: it goes on from the last checkpoint",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return what happened, without the place in the library's source and without its advice."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return re.sub(r"^\[\S+\]\s*", "", line).partition(". ")[0].strip()

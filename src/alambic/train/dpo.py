@@ -30,7 +30,7 @@ from alambic.train.loop import Loop, Plan, Point, changed
 from alambic.train.packing import Sample
 from alambic.train.precision import threads
 from alambic.train.schedule import Shape
-from alambic.train.sft_model import Setting, needs_checkpointing, open_learner, write_result
+from alambic.train.sft_model import Setting, is_new, needs_checkpointing, open_learner, write_result
 from alambic.train.sft_rates import default_preference_rate
 from alambic.train.sft_rows import rows_of
 
@@ -43,11 +43,13 @@ class Pair:
         prompt: the conversation that waits for the assistant.
         chosen: the better answer.
         rejected: the worse one.
+        where: ``file:line`` of origin, for messages.
     """
 
     prompt: Chat
     chosen: Message
     rejected: Message
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class DpoResult:
         learning_rate: peak.
         left_out: rows that were too long.
         seconds: of everything.
+        method: how it was trained.
         interrupted: stopped by Ctrl-C before its end.
     """
 
@@ -112,7 +115,13 @@ class DpoResult:
     learning_rate: float
     left_out: tuple[str, ...]
     seconds: float
+    method: str = "full"
     interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, for a stage's record; paths are left to the caller."""
+        data = {k: v for k, v in asdict(self).items() if k not in ("model", "adapter")}
+        return {**data, "history": [asdict(point) for point in self.history], "left_out": list(self.left_out)}
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,9 @@ class _Run:
         self.left_out: list[str] = []
         self.rows = self._rows(train, long=params.long)
         self.dev = None if dev is None or params.steps is not None else self._rows(dev, long="leave_out")
-        self.rate = params.learning_rate or default_preference_rate(method=self.learner.method)
+        self.rate = params.learning_rate or default_preference_rate(
+            self.learner.writer.spec.parameters, method=self.learner.method, new=is_new(base)
+        )
         self.per_epoch = -(-len(self.rows) // params.batch_size)
         self.batches = lru_cache(maxsize=1)(self._epoch)
         self.last = (0.0, 0.0)
@@ -178,7 +189,7 @@ class _Run:
         sides = []
         for answer in ("chosen", "rejected"):
             chats = [Chat((*pair.prompt.messages, getattr(pair, answer)), pair.prompt.tools) for pair in pairs]
-            names = [f"pair {i + 1} ({answer})" for i in range(len(pairs))]
+            names = [f"{pair.where or f'pair {i + 1}'} ({answer})" for i, pair in enumerate(pairs)]
             # One by one: a pair goes when either side is too long.
             sides.append(
                 [rows_of(writer, [c], long=long, max_tokens=most, where=[n]) for c, n in zip(chats, names, strict=True)]
@@ -222,6 +233,7 @@ class _Run:
             learning_rate=self.rate,
             left_out=tuple(self.left_out),
             seconds=seconds,
+            method=learner.method,
             interrupted=loop.interrupted,
         )
 

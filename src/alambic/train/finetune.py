@@ -26,7 +26,7 @@ from alambic.train.contrastive import supcon, with_label_names
 from alambic.train.head_start import fit_head, objective, predict
 from alambic.train.loop import Loop, Plan, Point
 from alambic.train.precision import autocast, threads
-from alambic.train.schedule import freeze, groups
+from alambic.train.schedule import freeze, groups, set_dropout
 
 # Of a normalised vector: makes logits of a useful size, and the head's and layers' gradients comparable.
 _SCALE = 16.0
@@ -228,7 +228,7 @@ class _Run:
     def run(self) -> Work[FinetuneResult]:
         begun = time.monotonic()
         yield Started(self.mode)
-        _set_dropout(self.encoder, self._dropout())
+        set_dropout(self.encoder, self._dropout())
         freeze(self.encoder, embeddings=self.params.embeddings)
         self._fit_head()
         rate = self._rate()
@@ -441,17 +441,6 @@ def _class_weights(train: Dataset, params: FinetuneParams) -> Tensor | None:
         return ((len(train) - counts).clamp(min=1) / counts).sqrt()
     weights = counts.rsqrt()
     return weights / (weights * counts).sum() * counts.sum()
-
-
-def _set_dropout(encoder: Encoder, share: float | None) -> None:
-    if share is None:
-        return
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = share
-        for name in ("dropout_prob", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, share)
 
 
 def _key(encoder: Encoder, train: Dataset, dev: Dataset | None, params: FinetuneParams, mode: str) -> str:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from alambic._extras import load
 from alambic.errors import TrainError
-from alambic.model.encoder import _quiet as quiet
+from alambic.model.bases import read_json
+from alambic.model.decoder import Decoder
+from alambic.model.seq2seq import FAMILIES as SEQ2SEQ
 
 Method = Literal["full", "lora", "dora", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "dora", "qlora")
@@ -157,16 +159,28 @@ def check_method(method: str, *, device: torch.device) -> None:
         )
 
 
-def load_in_4_bits(folder: Path, config: Any) -> nn.Module:
-    """Open a causal model with its linear layers in NF4 (QLoRA); see `check_method` first."""
-    transformers = load("transformers")
-    bits = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+def load_in_4_bits(folder: Path, *, compute: torch.dtype) -> Decoder:
+    """Open a decoder with its linear layers in NF4 on the GPU of this process, all else in float32 and frozen (QLoRA).
+
+    See `check_method` first.
+
+    Args:
+        folder: Model directory or base in Hugging Face layout.
+        compute: what the 4-bit weights are unpacked to: bfloat16, or float16 where the GPU has no other.
+
+    Raises:
+        TrainError: it is an encoder-decoder.
+        BaseModelError: it cannot be loaded.
+        MissingExtra: accelerate, bitsandbytes or PEFT is not installed.
+    """
+    if read_json(folder / "config.json").get("model_type") in SEQ2SEQ:
+        raise TrainError(f"{folder}: method 'qlora' is for decoders, and this is an encoder-decoder",
+                         hint='method = "lora"')  # fmt: skip
+    load("accelerate")
+    load("bitsandbytes")
+    bits = load("transformers").BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute,
     )  # fmt: skip
-    with quiet():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, config=config, quantization_config=bits, dtype=torch.bfloat16, local_files_only=True,
-            trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa",
-        )  # fmt: skip
-    return load("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    decoder = Decoder.load(folder, dtype=compute, quantization=bits)
+    decoder.model = load("peft").prepare_model_for_kbit_training(decoder.model, use_gradient_checkpointing=False)
+    return decoder

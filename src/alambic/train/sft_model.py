@@ -159,12 +159,11 @@ def open_learner(base: Path, setting: Setting) -> Learner:
     method = pick_method(setting.method, base)
     check_method(method, device=device)
     bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16()
-    writer = load_writer(base, dtype=torch.bfloat16 if bf16 and method != "full" else torch.float32)
+    writer: Decoder | Seq2Seq
     if method == "qlora":
-        if not isinstance(writer, Decoder):
-            raise TrainError("method 'qlora' is for decoders", hint='method = "lora"')
-        writer.model = load_in_4_bits(base, writer.model.config)
+        writer = load_in_4_bits(base, compute=torch.bfloat16 if bf16 else torch.float16)
     else:
+        writer = load_writer(base, dtype=torch.bfloat16 if bf16 and method != "full" else torch.float32)
         writer.model.to(device)
     writer.model.config.use_cache = False
     wrapped = None

@@ -12,6 +12,7 @@ from alambic.build.writing.audit import audit_stage
 from alambic.build.writing.context import WritingContext
 from alambic.build.writing.final import finish
 from alambic.build.writing.plan import plan, sampling_of
+from alambic.build.writing.preferring import preference_lines, scores_of, with_gains
 from alambic.build.writing.prepare import find_base, prepare
 from alambic.build.writing.trial import try_candidate
 from alambic.engines.nearest_answer import last_said
@@ -48,9 +49,11 @@ def build_writer(task: Task, run: Path) -> Work[BuildResult]:
         trials = []
         for candidate in made.candidates:
             trials.append((yield from try_candidate(ctx, candidate, sampling)))
+        trials = with_gains(trials, seed=task.seed)
         choice = choose([trial.point for trial in trials], task.budget, seed=task.seed)
         winner = next(trial for trial in trials if trial.name == choice.chosen)
-        final = yield from finish(ctx, winner, sampling, run)
+        final = yield from finish(ctx, winner, run)
+        preferences = scores_of(trials)
         ended = Ended(
             task=task,
             run=run,
@@ -65,6 +68,8 @@ def build_writer(task: Task, run: Path) -> Work[BuildResult]:
             audit=audit,
             versions=ctx.machine["versions"],
             sample=_sample(ctx),
+            preferences=preferences,
+            remarks=tuple(preference_lines(preferences)),
         )
         result = yield from conclude(ended, worked=bool(ctx.workspace.ran), began=began)
     return result

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alambic.data.chats import ChatDataset
+from alambic.data.split_pairs import PairParts
 from alambic.manifest import PartSpec
 from alambic.model.bases import Base
 from alambic.task import Task
@@ -31,6 +32,7 @@ class WritingContext:
         base: the model to start from; None when no candidate needs one, or when it is made from scratch.
         schema: of the answers (`extract`).
         machine: fingerprint.
+        pairs: preferences; None when the task has none.
     """
 
     task: Task
@@ -41,6 +43,7 @@ class WritingContext:
     base: Base | None
     schema: Mapping[str, Any] | None
     machine: dict[str, Any]
+    pairs: PairParts | None = None
 
     @property
     def threads(self) -> int | None:
@@ -55,9 +58,14 @@ class WritingContext:
 
 @dataclass(frozen=True)
 class FittedWriter:
-    """A candidate made: the part that writes, the folder of its files, and the key of the stages behind it."""
+    """A candidate made: the part that writes, the folder of its files, and the key of the stages behind it.
+
+    Attributes:
+        beside: the parts ``adapter`` and ``draft`` with the folders of their files, where there are any.
+    """
 
     part: PartSpec
     folder: Path
     key: str
     details: dict[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, tuple[PartSpec, Path]] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from alambic.build.writing.trial import (
 from alambic.bundle import open_bundle
 from alambic.engines.bundle_writer import BundleWriter, open_writer
 from alambic.events import Work
-from alambic.kinds.generation import GenerationRequest, Sampling
+from alambic.kinds.generation import GenerationRequest
 from alambic.kinds.golden_chats import GOLDEN_CHATS
 from alambic.manifest import GoldenChat
 from alambic.measure.frontier import Point
@@ -38,9 +38,9 @@ class WritingFinal:
     costs: dict[str, Any]
 
 
-def finish(ctx: WritingContext, trial: WritingTrial, sampling: Sampling, run: Path) -> Work[WritingFinal]:
+def finish(ctx: WritingContext, trial: WritingTrial, run: Path) -> Work[WritingFinal]:
     """Score the chosen candidate once on test and seal it under `run`."""
-    draft = yield from bundle_stage(ctx, trial.name, trial.fitted, sampling)
+    draft = yield from bundle_stage(ctx, trial.name, trial.fitted, trial.sampling)
     rows = drawn(ctx.test, TEST_ROWS, ctx.task.seed)
     scored = yield from measure_stage(ctx, trial.name, draft, rows, split="test")
     written = WrittenFigures.from_dict(scored.result["written"])
@@ -54,7 +54,7 @@ def finish(ctx: WritingContext, trial: WritingTrial, sampling: Sampling, run: Pa
         scores = {"dev": _scores(trial.written), "test": {**_scores(written), "costs": kept}}
         with open_writer(draft.folder / "bundle", threads=ctx.threads) as writer:
             golden = golden_of(writer)
-        own = writer_spec(ctx, sampling)
+        own = writer_spec(ctx, trial.sampling, trial.fitted)
         bundle = assemble(ctx, trial.name, trial.fitted, folder / "bundle", own, scores=scores, golden=golden)
         return {"seal": bundle.manifest.seal}
 

@@ -1,8 +1,9 @@
 """The honest ladder of the kinds that write: how each candidate is made, as cached stages, into one part of a bundle.
 
-nearest known answer -> the base as it is -> the base fine-tuned, in 4 bits, in 8 bits, and in 16. The fine-tuned ones
-share one training; what is measured on dev is what ships, so nothing is trained again at the end: another training on
-a tenth more rows would cost as much as the first and could not be scored on rows that decided nothing but test.
+nearest known answer -> the base as it is -> the base fine-tuned, in 4 bits, in 8 bits, and in 16 -> the same after
+preferences. The fine-tuned ones share one training; what is measured on dev is what ships, so nothing is trained again
+at the end: another training on a tenth more rows would cost as much as the first and could not be scored on rows that
+decided nothing but test.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alambic.build.context import part_record, parts_of
+from alambic.build.crew import shared
+from alambic.build.writing.beside import fit_beside, is_beside, training_recipe
 from alambic.build.writing.context import ENGINE_LIBRARIES, FittedWriter, WritingContext
 from alambic.errors import TaskError, TrainError
 from alambic.events import Work
+from alambic.kinds.writing import PREFERRED
 from alambic.workspace import Stage, StageSpec
 
 if TYPE_CHECKING:
@@ -25,9 +29,10 @@ if TYPE_CHECKING:
 Recipe = dict[str, Any]
 Step = Callable[[WritingContext, str, Recipe], Work[FittedWriter]]
 
-NEEDS_BASE = ("base", "finetune", "finetune-int4", "finetune-int8")
+NEEDS_BASE = ("base", "finetune", "finetune-int4", "finetune-int8", *PREFERRED)
 _PRECISION: dict[str, Precision] = {
     "base": "int8", "finetune": "fp16", "finetune-int8": "int8", "finetune-int4": "int4",
+    "preferred": "fp16", "preferred-int8": "int8", "preferred-int4": "int4",
 }  # fmt: skip
 _PACK_LIBRARIES = ("torch", "transformers", "optimum-intel", "nncf", *ENGINE_LIBRARIES)
 _CALIBRATION_ROWS = 128
@@ -53,11 +58,16 @@ def check_recipe(name: str, recipe: Recipe) -> None:
 
             TaggerParams.from_recipe(recipe)
             return
-        if not name.startswith("finetune"):
+        if not trains(name):
             raise TrainError(f"{next(iter(recipe))!r}: {name} has no options")
         finetune_params(recipe)
     except TrainError as error:
         raise TaskError(f"candidate {name!r}: {error.message}", hint=error.hint) from error
+
+
+def trains(name: str) -> bool:
+    """Tell whether candidate `name` begins with the fine-tuning of the base."""
+    return name.startswith(("finetune", "preferred"))
 
 
 def _nearest(ctx: WritingContext, name: str, recipe: Recipe) -> Work[FittedWriter]:
@@ -86,15 +96,26 @@ def _base(ctx: WritingContext, name: str, recipe: Recipe) -> Work[FittedWriter]:
 
 
 def _finetune(ctx: WritingContext, name: str, recipe: Recipe) -> Work[FittedWriter]:
+    if is_beside(recipe):
+        fitted = yield from fit_beside(ctx, name, _PRECISION[name], train_stage(ctx, recipe))
+        return fitted
     model = yield from train_stage(ctx, recipe)
     fitted = yield from _pack(ctx, name, model.folder / "model", model.key)
     return FittedWriter(fitted.part, fitted.folder, fitted.key, {**fitted.details, "training": model.result})
 
 
+def _preferred(ctx: WritingContext, name: str, recipe: Recipe) -> Work[FittedWriter]:
+    from alambic.build.writing.preferring import prefer_stage
+
+    tuned = yield from train_stage(ctx, recipe)
+    model = yield from prefer_stage(ctx, tuned)
+    fitted = yield from _pack(ctx, name, model.folder / "model", model.key)
+    details = {**fitted.details, "training": tuned.result, "preferences": model.result}
+    return FittedWriter(fitted.part, fitted.folder, fitted.key, details)
+
+
 def train_stage(ctx: WritingContext, recipe: Recipe) -> Work[Stage]:
     """Fine-tune the base on the rows, once for every precision."""
-    from alambic.train.sft import finetune_chats
-
     folder, digest = yield from start_of(ctx)
     params = finetune_params(recipe, seed=ctx.task.seed, threads=ctx.threads, long=ctx.task.data.long)
     spec = StageSpec(
@@ -105,10 +126,11 @@ def train_stage(ctx: WritingContext, recipe: Recipe) -> Work[Stage]:
     )
 
     def work(out: Path) -> Work[dict[str, Any]]:
-        result = yield from finetune_chats(folder, ctx.train.chats, ctx.dev.chats, params=params, out=out / "model")
+        result = yield from shared("sft", folder, ctx.train.chats, ctx.dev.chats, params=params, out=out / "model")
         if result.interrupted:
             raise KeyboardInterrupt
-        return result.to_dict()
+        record: dict[str, Any] = result.to_dict()
+        return record
 
     stage = yield from ctx.workspace.run(spec, work, resumable=True)
     return stage
@@ -169,7 +191,7 @@ def finetune_params(recipe: Recipe, **known: Any) -> SftParams:
     """Return the checked parameters of a recipe; `known` are the task's own values."""
     from alambic.train.sft import SftParams
 
-    return SftParams.from_recipe(recipe, **known)
+    return SftParams.from_recipe(training_recipe(recipe), **known)
 
 
 _STEPS: dict[str, Step] = {
@@ -179,4 +201,5 @@ _STEPS: dict[str, Step] = {
     "finetune": _finetune,
     "finetune-int4": _finetune,
     "finetune-int8": _finetune,
+    **dict.fromkeys(PREFERRED, _preferred),
 }

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from alambic.build.crew import processes
 from alambic.build.plan import Plan
 from alambic.build.writing.audit import token_counts
 from alambic.build.writing.context import DECIDING_ROWS, WritingContext
-from alambic.build.writing.ladder import finetune_params, start_of
+from alambic.build.writing.ladder import finetune_params, start_of, trains
+from alambic.build.writing.preferring import preference_params
+from alambic.errors import TaskError
 from alambic.events import Work
 from alambic.kinds.generation import Sampling
+from alambic.kinds.writing import PREFERRED
 from alambic.task import CandidateSpec
 from alambic.workspace import StageSpec
 
@@ -19,38 +25,97 @@ _MARGIN = 1.25  # a test answer may be longer than any seen
 _LEAST_EPOCHS = 0.5
 
 
+@dataclass(frozen=True)
+class _Time:
+    """What the time of a build is made of, in seconds; several processes share the trainings.
+
+    Attributes:
+        fixed: of packing and measuring a candidate.
+        an_epoch: of fine-tuning.
+        epochs: that the task asks for.
+        preferring: of learning from the pairs.
+    """
+
+    fixed: float
+    an_epoch: float
+    epochs: float
+    preferring: float
+
+    def of(self, candidates: Sequence[CandidateSpec], epochs: float) -> float:
+        """Return the seconds of a build of `candidates` with so many epochs of fine-tuning."""
+        seconds = self.fixed * len(candidates)
+        seconds += self.an_epoch * epochs * any(trains(c.name) for c in candidates)
+        return seconds + self.preferring * any(c.name in PREFERRED for c in candidates)
+
+
 def plan(ctx: WritingContext) -> Work[Plan]:
-    """Predict the time of the build, and cut the passes over the rows until they fit into `build_minutes`."""
-    candidates = ctx.task.candidates
-    trained = [c for c in candidates if c.name.startswith("finetune")]
-    facts = yield from _facts(ctx, trained)
-    fixed = _A_CANDIDATE * len(candidates) + _A_WEIGHT * facts["parameters"] * len(candidates)
-    training = facts["seconds_an_epoch"] * facts["epochs"]
-    seconds = fixed + training
+    """Predict the time of the build, and cut what does not fit into `build_minutes`: preferences, then epochs."""
+    asked = ctx.task.candidates
+    facts = yield from _facts(ctx, [c for c in asked if trains(c.name)])
+    preferring = yield from _preference_seconds(ctx, facts)
+    fixed = _A_CANDIDATE + _A_WEIGHT * facts["parameters"]
+    time = _Time(fixed, facts["seconds_an_epoch"] / processes(), facts["epochs"], preferring / processes())
     limit = ctx.task.budget.build_minutes
+    candidates, epochs, cuts = (asked, time.epochs, []) if limit is None else _cut(asked, time, limit * 60)
+    if not candidates:
+        raise TaskError(
+            f"{ctx.task.path.name}: build_minutes = {limit:g} does not allow half an epoch of fine-tuning, and there "
+            "is no other candidate",
+            hint="give more minutes, or add a candidate that is not trained (nearest)",
+        )
     names = ", ".join(c.name for c in candidates)
-    rows = min(DECIDING_ROWS, len(ctx.dev))
-    notes = [f"candidates: {names}; {rows:,} rows decide"]
-    if limit is not None and trained and seconds > limit * 60:
-        allowed = (limit * 60 - fixed) / max(facts["seconds_an_epoch"], 1e-9)
-        wanted = f"fine-tuning for {facts['epochs']:g} epochs would take {training / 60:.1f} min"
-        if allowed < _LEAST_EPOCHS:
-            notes.append(
-                f"{wanted}; build_minutes does not allow half an epoch: the fine-tuned candidates are left out"
-            )
-            candidates = tuple(c for c in candidates if c not in trained)
-            seconds = fixed
-        else:
-            epochs = round(min(allowed, facts["epochs"]), 2)
-            notes.append(f"{wanted}; build_minutes allows {epochs:g}")
-            candidates = tuple(_with_epochs(c, epochs) for c in candidates)
-            seconds = fixed + facts["seconds_an_epoch"] * epochs
-    notes.append(f"predicted time: about {seconds / 60:.1f} min on this machine")
-    return Plan((), candidates, seconds, tuple(notes))
+    notes = [f"candidates: {names}; {min(DECIDING_ROWS, len(ctx.dev)):,} rows decide"]
+    if ctx.pairs is not None and any(c.name in PREFERRED for c in candidates):
+        notes.append(f"preferences: {len(ctx.pairs.train):,} pairs, {time.preferring / 60:.1f} min of the time below")
+    seconds = time.of(candidates, epochs)
+    shares = f" in {processes()} processes" if processes() > 1 else ""
+    notes += [*cuts, f"predicted time: about {seconds / 60:.1f} min on this machine{shares}"]
+    return Plan((), tuple(candidates), seconds, tuple(notes))
+
+
+def _cut(asked: Sequence[CandidateSpec], time: _Time, limit: float) -> tuple[Sequence[CandidateSpec], float, list[str]]:
+    """Return the candidates and the epochs that fit into `limit` seconds, and what was cut."""
+    candidates, notes = list(asked), []
+    if time.preferring and time.of(candidates, min(_LEAST_EPOCHS, time.epochs)) > limit:
+        notes.append(f"preferences would take {time.preferring / 60:.1f} min; build_minutes does not allow them: the "
+                     "preferred candidates are left out")  # fmt: skip
+        candidates = [c for c in candidates if c.name not in PREFERRED]
+    trained = any(trains(c.name) for c in candidates)
+    if not trained or time.of(candidates, time.epochs) <= limit:
+        return candidates, time.epochs, notes
+    allowed = (limit - time.of(candidates, 0.0)) / max(time.an_epoch, 1e-9)
+    wanted = f"fine-tuning for {time.epochs:g} epochs would take {time.an_epoch * time.epochs / 60:.1f} min"
+    if allowed < _LEAST_EPOCHS:
+        notes.append(f"{wanted}; build_minutes does not allow half an epoch: the fine-tuned candidates are left out")
+        return [c for c in candidates if not trains(c.name)], time.epochs, notes
+    epochs = round(min(allowed, time.epochs), 2)
+    notes.append(f"{wanted}; build_minutes allows {epochs:g}")
+    return [_with_epochs(c, epochs) for c in candidates], epochs, notes
+
+
+def _preference_seconds(ctx: WritingContext, facts: dict[str, Any]) -> Work[float]:
+    """Predict the seconds of learning from the pairs; 0 when no candidate does.
+
+    Every pair is read once as the base, then at most `epochs` times forward and backward.
+    """
+    pairs = ctx.pairs
+    if pairs is None or not any(c.name in PREFERRED for c in ctx.task.candidates):
+        return 0.0
+    folder, digest = yield from start_of(ctx)
+
+    def work(out: Any) -> Work[dict[str, Any]]:
+        yield from ()
+        tokens = sum(map(sum, token_counts(folder, [*pairs.train.chosen, *pairs.train.rejected])))
+        return {"tokens": tokens}
+
+    inputs = {"base": digest, "pairs": pairs.train.digest}
+    stage = yield from ctx.workspace.run(StageSpec("pair-lengths", {}, inputs, libraries=("tokenizers",)), work)
+    a_token = facts["seconds_an_epoch"] / max(1, facts["tokens"])
+    return float(stage.result["tokens"] * a_token * (preference_params(ctx).epochs + 1 / 3))
 
 
 def _with_epochs(candidate: CandidateSpec, epochs: float) -> CandidateSpec:
-    if not candidate.name.startswith("finetune") or "steps" in candidate.recipe:
+    if not trains(candidate.name) or "steps" in candidate.recipe:
         return candidate
     return candidate.model_copy(update={"recipe": {**candidate.recipe, "epochs": epochs}})
 
@@ -58,7 +123,7 @@ def _with_epochs(candidate: CandidateSpec, epochs: float) -> CandidateSpec:
 def _facts(ctx: WritingContext, trained: list[CandidateSpec]) -> Work[dict[str, Any]]:
     """Measure what the time of training depends on; kept in the run folder."""
     if not trained:
-        return {"parameters": 0, "seconds_an_epoch": 0.0, "epochs": 0.0}
+        return {"parameters": 0, "seconds_an_epoch": 0.0, "epochs": 0.0, "tokens": 0}
     folder, digest = yield from start_of(ctx)
     recipe = dict(trained[0].recipe)
     spec = StageSpec(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alambic.build.writing.beside import check_beside
 from alambic.build.writing.context import WritingContext
+from alambic.build.writing.guessing import check_draft_of
 from alambic.build.writing.ladder import NEEDS_BASE, check_recipe
 from alambic.data.split_chats import read_parts
+from alambic.data.split_pairs import read_pair_parts
 from alambic.engines.grammar import compile_schema
 from alambic.errors import EngineError, TaskError
 from alambic.events import Note, Work
@@ -18,7 +21,7 @@ from alambic.model.bases import Base, resolve
 from alambic.task import Task
 from alambic.workspace import Workspace
 
-LOCK = "splits.lock"
+LOCK, PAIRS_LOCK = "splits.lock", "pairs.lock"
 
 
 def find_base(task: Task) -> Base | None:
@@ -28,10 +31,14 @@ def find_base(task: Task) -> Base | None:
         raise TaskError(f"{task.path.name}: " + "\n".join(faults), hint="no bundle could ever meet this budget")
     for candidate in task.candidates:
         check_recipe(candidate.name, dict(candidate.recipe))
+    check_beside(task)
     needed = any(candidate.name in NEEDS_BASE for candidate in task.candidates)
     if not needed or task.base.name == "scratch":
+        check_draft_of(task, None)
         return None
-    return resolve(task.base, root=task.root, kinds=("decoder", "seq2seq"))
+    base = resolve(task.base, root=task.root, kinds=("decoder", "seq2seq"))
+    check_draft_of(task, base)
+    return base
 
 
 def read_schema(task: Task) -> dict[str, Any] | None:
@@ -64,7 +71,8 @@ def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Writing
     """
     schema = read_schema(task)
     parts = read_parts(task, lock=workspace.root / LOCK)
-    for note in parts.notes:
+    pairs = read_pair_parts(task, parts, lock=workspace.root / PAIRS_LOCK)
+    for note in (*parts.notes, *(pairs.notes if pairs is not None else ())):
         yield Note(note)
     return WritingContext(
         task=task,
@@ -75,6 +83,7 @@ def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Writing
         base=base,
         schema=schema,
         machine=fingerprint(),
+        pairs=pairs,
     )
 
 

@@ -67,8 +67,8 @@ def _train(ctx: WritingContext, encoder: Base, recipe: dict[str, Any]) -> Work[S
     fields = fields_of(ctx.schema)
     params = TaggerParams.from_recipe(recipe, seed=ctx.task.seed, threads=ctx.threads)
     inputs = {"base": encoder.digest, "train": ctx.train.digest, "dev": ctx.dev.digest}
-    kept = {k: v for k, v in asdict(params).items() if k != "checkpoint_seconds"}
-    spec = StageSpec("tagger", {**kept, "schema": json.dumps(ctx.schema)}, inputs, libraries=_LIBRARIES)
+    kept = {k: v for k, v in asdict(params).items() if k != "checkpoint_seconds"} | {"schema": json.dumps(ctx.schema)}
+    spec = StageSpec("tagger", kept, inputs, version=2, libraries=_LIBRARIES)
 
     def rows_of(rows: ChatDataset) -> tuple[list[TagRow], dict[str, float]]:
         return rows_of_answers([last_said(chat) for chat in rows.chats], _answers(rows), fields)

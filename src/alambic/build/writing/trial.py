@@ -10,12 +10,15 @@ import numpy as np
 
 from alambic.build.assemble import copy_files, provenance
 from alambic.build.writing.context import DECIDING_ROWS, ENGINE_LIBRARIES, FittedWriter, WritingContext
-from alambic.build.writing.ladder import fit
+from alambic.build.writing.guessing import choose_guessing, open_draft
+from alambic.build.writing.ladder import NEEDS_BASE, fit
+from alambic.build.writing.preferring import preference_stage
 from alambic.bundle import Bundle, seal
 from alambic.data.chats import ChatDataset
 from alambic.engines.bundle_writer import open_writer
 from alambic.events import Work
 from alambic.kinds.generation import Sampling
+from alambic.kinds.writing import PREFERRED
 from alambic.manifest import GoldenChat, Manifest, WriterSpec
 from alambic.measure.frontier import Point
 from alambic.measure.writing_costs import measure_writing_costs
@@ -35,6 +38,8 @@ class WritingTrial:
         written: scores and answers on those rows.
         costs: what `measure_writing_costs` gave, as JSON.
         fitted: what was made.
+        sampling: how it was asked, its way of guessing included.
+        margins: how much likelier it finds the better answer of each dev pair, in nats; None without preferences.
     """
 
     name: str
@@ -42,16 +47,24 @@ class WritingTrial:
     written: WrittenFigures
     costs: dict[str, Any]
     fitted: FittedWriter
+    sampling: Sampling
+    margins: list[float | None] | None = None
 
 
 def try_candidate(ctx: WritingContext, candidate: CandidateSpec, sampling: Sampling) -> Work[WritingTrial]:
     """Make, seal and measure `candidate` on the deciding rows."""
     fitted = yield from fit(ctx, candidate.name, dict(candidate.recipe))
+    fitted, sampling = yield from choose_guessing(ctx, candidate.name, fitted, sampling)
     bundle = yield from bundle_stage(ctx, candidate.name, fitted, sampling)
     rows = drawn(ctx.dev, DECIDING_ROWS, ctx.task.seed)
     measured = yield from measure_stage(ctx, candidate.name, bundle, rows, split="dev")
     written = WrittenFigures.from_dict(measured.result["written"])
-    return WritingTrial(candidate.name, point_of(candidate.name, measured), written, measured.result["costs"], fitted)
+    costs, margins = measured.result["costs"], None
+    if ctx.pairs is not None and candidate.name in NEEDS_BASE:
+        preference = yield from preference_stage(ctx, candidate.name, bundle)
+        margins = preference.result.get("margins")
+        costs = costs if margins is None else {**costs, "preference": preference.result["figures"]}
+    return WritingTrial(candidate.name, point_of(candidate.name, measured), written, costs, fitted, sampling, margins)
 
 
 def drawn(rows: ChatDataset, most: int, seed: int) -> ChatDataset:
@@ -64,7 +77,7 @@ def drawn(rows: ChatDataset, most: int, seed: int) -> ChatDataset:
 
 def bundle_stage(ctx: WritingContext, name: str, fitted: FittedWriter, sampling: Sampling) -> Work[Stage]:
     """Seal `fitted` as a bundle in a stage of its own; another budget or description must not try it again."""
-    spec_of = writer_spec(ctx, sampling)
+    spec_of = writer_spec(ctx, sampling, fitted)
     spec = StageSpec(
         f"bundle.{name}",
         {"name": ctx.task.name, "kind": ctx.task.kind, "writer": spec_of.model_dump(mode="json")},
@@ -80,7 +93,7 @@ def bundle_stage(ctx: WritingContext, name: str, fitted: FittedWriter, sampling:
     return stage
 
 
-def writer_spec(ctx: WritingContext, sampling: Sampling) -> WriterSpec:
+def writer_spec(ctx: WritingContext, sampling: Sampling, fitted: FittedWriter) -> WriterSpec:
     """Say how the bundle is asked."""
     values = {name: value for name, value in vars(sampling).items() if value != getattr(Sampling(), name)}
     values.pop("json_schema", None)
@@ -90,7 +103,8 @@ def writer_spec(ctx: WritingContext, sampling: Sampling) -> WriterSpec:
     prompt = ctx.task.data.prompt
     # A prompt made of several columns cannot be written from one text: such a bundle is asked with whole messages.
     own = prompt if prompt is not None and "{text}" in prompt else None
-    return WriterSpec(prompt=own, system=ctx.task.data.system, sampling=values, json_schema=schema)
+    beside = {role: part.name for role, (part, _) in fitted.beside.items()}
+    return WriterSpec(prompt=own, system=ctx.task.data.system, sampling=values, json_schema=schema, **beside)
 
 
 def assemble(
@@ -103,9 +117,11 @@ def assemble(
     scores: dict[str, Any] | None = None,
     golden: tuple[GoldenChat, ...] = (),
 ) -> Bundle:
-    """Copy the part of `fitted` under `out`, write the card and seal."""
+    """Copy the parts of `fitted` under `out`, write the card and seal."""
     out.mkdir(parents=True, exist_ok=True)
-    copy_files(fitted.folder, out / fitted.part.folder)
+    parts = [(fitted.part, fitted.folder), *fitted.beside.values()]
+    for part, folder in parts:
+        copy_files(folder, out / part.folder)
     task = ctx.task
     base = _base_of(ctx, name, fitted)
     data = {
@@ -114,8 +130,14 @@ def assemble(
         "test": {"digest": ctx.test.digest, "rows": len(ctx.test)},
         "licence": task.data.licence or "not stated",
     }
+    if ctx.pairs is not None and name in PREFERRED:
+        data["preferences"] = {"digest": ctx.pairs.train.digest, "rows": len(ctx.pairs.train)}
+    specs = tuple(part for part, _ in parts)
+    known = provenance(task, name, parts=specs, base=base, data=data, scores=scores or {}, machine=ctx.machine)
+    if spec.draft is not None:
+        known["licences"]["draft"] = open_draft(task).manifest.licences.get("base", "unknown")
     manifest = Manifest(
-        **provenance(task, name, parts=(fitted.part,), base=base, data=data, scores=scores or {}, machine=ctx.machine),
+        **known,
         long="error",
         entry=fitted.part.name,
         writer=spec,
