@@ -16,7 +16,7 @@ import numpy as np
 
 from run import data_folder, say
 
-MINUTES = 70
+MINUTES = 60
 WHAT = "BLEU of a translator made from scratch on Multi30k en-fr (29,000 pairs), int8 through its engine, greedy"
 _TESTS = ("test2016", "test2017")
 _BARS = {"test2016": 50.0}  # two CPU cores, 60 minutes of training
@@ -27,7 +27,7 @@ def run(store: Any) -> str:
     """Train once (resumable), pack, translate both tests, score."""
     settings = {
         "parameters": int(os.environ.get("ALAMBIC_BENCH_PARAMETERS", "6000000")),
-        "epochs": float(os.environ.get("ALAMBIC_BENCH_EPOCHS", "24")),
+        "epochs": float(os.environ.get("ALAMBIC_BENCH_EPOCHS", "16")),
     }
     trained = store.part("train", lambda: _train(store.folder, **settings))
     scored = store.part("score", lambda: _score(store.folder))

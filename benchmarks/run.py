@@ -20,7 +20,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-NAMES = ("quality", "latency", "training", "startup", "multi30k", "lora_step", "families", "serving")
+TINY = bool(os.environ.get("ALAMBIC_BENCH_TINY"))  # tries a benchmark out; what it finds is printed and not kept
+NAMES = ("quality", "latency", "training", "startup", "multi30k", "lora_step", "families", "serving", "shared_base",
+         "writing", "extract", "pretrain", "own_base", "encoder")  # fmt: skip
 
 
 class Store:
@@ -77,14 +79,15 @@ def main() -> None:
         if name not in NAMES:
             sys.exit(f"no benchmark {name!r}; known: {', '.join(NAMES)}")
         module = importlib.import_module(name)
-        folder = ROOT / ".bench" / name
+        folder = ROOT / ".bench" / (f"{name}-tiny" if TINY else name)
         if "--fresh" in sys.argv:
             shutil.rmtree(folder, ignore_errors=True)
         say(f"{name}: about {module.MINUTES} minutes on 2 cores; interrupt and rerun as you like")
         text = _page(name, module, module.run(Store(folder)))
-        out = ROOT / "docs" / "benchmarks" / f"{name}.md"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, "utf-8")
+        if not TINY:
+            out = ROOT / "docs" / "benchmarks" / f"{name}.md"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(text, "utf-8")
         print(text)
 
 

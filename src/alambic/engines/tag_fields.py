@@ -20,6 +20,8 @@ from alambic.kinds.schema import resolved, types_of
 Type = Literal["string", "number", "integer"]
 _NUMBER = re.compile(r"(?<![\w.,])[-+]?\d(?:[\d.,'\u2019\u00a0\u202f ]*\d)?(?!\w)")
 _SPACES = re.compile(r"\s+")
+_SPACE_AT_SIGN = re.compile(r"\s+(?=[^\w\s])|(?<=[^\w\s])\s+")
+_PIECES = re.compile(r"\w+|[^\w\s]")
 # A value with its place: that is how a schema asks for spans (alambic.kinds.spans).
 OFFSETS = frozenset({"start", "end", "text", "value"})
 _DEPTH = 20
@@ -213,7 +215,8 @@ class Located:
 def locate(text: str, answer: Mapping[str, Any], fields: Fields) -> Located:
     """Find the values of `answer` in `text`: as they stand, else without case and with other spaces, else as numbers.
 
-    A value that stands there several times is marked each time; where two fields claim a place the longer value has it.
+    Other spaces: any white space between two words, any or none beside a sign. A value that stands there several times
+    is marked each time; where two fields claim a place the longer value has it.
     """
     spans: list[Span] = []
     choices: dict[str, int] = {}
@@ -249,15 +252,22 @@ def _places(text: str, value: Any, field: Field) -> list[tuple[int, int]]:
         inside = isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(text)
         return [(int(start), int(end))] if inside else []  # type: ignore[arg-type]
     if field.type == "string":
-        words = [re.escape(word) for word in _SPACES.split(str(value).strip())]
-        if not any(words):
+        said = str(value).strip()
+        if not said:
             return []
-        for pattern, flags in ((re.escape(str(value).strip()), 0), (r"\s+".join(words), re.IGNORECASE)):
+        # A scanned "12,MAIN ST" is the "12, Main St" that a person typed: beside a sign, spaces come and go.
+        loose = r"\s+".join(_tight(word) for word in _SPACES.split(_SPACE_AT_SIGN.sub("", said)))
+        for pattern, flags in ((re.escape(said), 0), (loose, re.IGNORECASE)):
             found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, flags)]
             if found:
                 return found
         return []
     return [match.span() for match in _NUMBER.finditer(text) if parse_number(match[0]) == value]
+
+
+def _tight(word: str) -> str:
+    """Return the pattern of a word: white space may stand beside each of its signs."""
+    return r"\s*".join(map(re.escape, _PIECES.findall(word)))
 
 
 def _apart(spans: Sequence[Span]) -> tuple[Span, ...]:

@@ -30,6 +30,7 @@ from alambic.engines.tagging import (
     aligned,
     decode,
     guess,
+    line_mark,
     log_softmax,
     read,
     restored,
@@ -70,6 +71,7 @@ class TaggerSpec:
         overlap: tokens that neighbouring windows share.
         long: ``windows``, ``head`` or ``error``.
         schema: JSON Schema of the answer; None when only spans are wanted.
+        lines: the model reads where lines end.
     """
 
     labels: tuple[str, ...]
@@ -78,6 +80,7 @@ class TaggerSpec:
     overlap: int = 64
     long: str = "windows"
     schema: Mapping[str, Any] | None = None
+    lines: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -88,6 +91,7 @@ class TaggerSpec:
             "overlap": self.overlap,
             "long": self.long,
             "schema": None if self.schema is None else dict(self.schema),
+            "lines": self.lines,
         }
 
     @classmethod
@@ -108,6 +112,8 @@ class TaggerSpec:
         overlap = data.get("overlap", 64)
         if not isinstance(overlap, int) or isinstance(overlap, bool) or overlap < 0:
             raise EngineError(f"{where}: overlap is {overlap!r}, not a number of tokens")
+        if not isinstance(data.get("lines", False), bool):
+            raise EngineError(f"{where}: lines is {data['lines']!r}, not true or false")
         fixed = {"labels": tuple(labels), "choices": {name: tuple(values) for name, values in choices.items()}}
         return cls(**{**data, **fixed})
 
@@ -192,7 +198,8 @@ class TaggerPart:
 
     def scores(self, texts: Sequence[str]) -> list[Scores]:
         """Return the reading of each text and the log-probabilities of its units; texts are taken as they stand."""
-        readings = [read(self._tokenizer.encode(text), text, unit=self.spec.unit) for text in texts]
+        mark = line_mark(self._encoder.params.suffix_ids) if self.spec.lines else None
+        readings = [read(self._tokenizer.encode(text), text, unit=self.spec.unit, line_id=mark) for text in texts]
         cut = [
             windows(len(reading.ids), room=self._room, overlap=self.spec.overlap, long=self.spec.long)
             for reading in readings
@@ -262,7 +269,12 @@ class TaggerPart:
         weight, bias = self._tags
         tags = log_softmax(tokens[heads] @ weight + bias) if heads else np.zeros((0, len(bias)), dtype=np.float32)
         if read_tokens < len(reading.ids):  # only the head of a long text was read
-            reading = Reading(reading.ids[:read_tokens], reading.offsets[:read_tokens], reading.words[:read_tokens])
+            reading = Reading(
+                reading.ids[:read_tokens],
+                reading.offsets[:read_tokens],
+                reading.words[:read_tokens],
+                reading.breaks & {*range(len(heads))},
+            )
         logits = np.zeros(0, dtype=np.float32)
         if self._choices is not None:
             shares = np.array([len(state) for _, state in pieces], dtype=np.float32)

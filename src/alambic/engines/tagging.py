@@ -52,11 +52,13 @@ class Reading:
         ids: of its tokens, [T].
         offsets: start and end of each token in the text.
         words: number of the unit that each token belongs to, never falling.
+        breaks: units that are ends of lines.
     """
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
     words: tuple[int, ...]
+    breaks: frozenset[int] = frozenset()
 
     @property
     def heads(self) -> list[int]:
@@ -81,22 +83,45 @@ class Window:
     until: int
 
 
-def read(encoding: Any, text: str, *, unit: str) -> Reading:
-    """Return the reading of an encoding of the tokenizers library."""
+def read(encoding: Any, text: str, *, unit: str, line_id: int | None = None) -> Reading:
+    """Return the reading of an encoding of the tokenizers library.
+
+    Args:
+        encoding: of `text`.
+        text: what was encoded.
+        unit: ``word`` or ``token``.
+        line_id: token put where a line ends, a unit by itself. Most tokenizers of encoders read a line end as a space,
+            and addresses, receipts and letters lose what tells their parts from each other. None: nothing is put.
+    """
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     words: list[int] = []
+    breaks: set[int] = set()
+    previous: int | None = None
     for i, special in enumerate(encoding.special_tokens_mask):
         start, end = encoding.offsets[i]
         while start < end and text[start].isspace():  # some tokens hold the space before a word
             start += 1
         if special or start == end:
             continue
-        word = encoding.word_ids[i]
+        if line_id is not None and ids and (at := text.find("\n", offsets[-1][1], start)) >= 0:
+            breaks.add(words[-1] + 1)
+            ids.append(line_id)
+            offsets.append((at, at + 1))
+            words.append(words[-1] + 1)
+            previous = None
+        word = None if unit == "token" else encoding.word_ids[i]
+        same = word is not None and word == previous
+        words.append((words[-1] + (not same)) if words else 0)
         ids.append(encoding.ids[i])
         offsets.append((start, end))
-        words.append(len(words) if unit == "token" or word is None else word)
-    return Reading(tuple(ids), tuple(offsets), tuple(words))
+        previous = word
+    return Reading(tuple(ids), tuple(offsets), tuple(words), frozenset(breaks))
+
+
+def line_mark(suffix: Sequence[int]) -> int | None:
+    """Return the token that stands for the end of a line: the separator that ends every text; None without one."""
+    return suffix[-1] if suffix else None
 
 
 def windows(length: int, *, room: int, overlap: int, long: str = "windows") -> list[Window]:
@@ -138,6 +163,7 @@ def tags_of(spans: Sequence[Span], reading: Reading, labels: Sequence[str]) -> l
     tags = [0] * len(units)
     for span in sorted(spans, key=lambda span: span.start - span.end):
         inside = [i for i, (start, end) in enumerate(units) if span.start <= (start + end - 1) / 2 < span.end]
+        inside = list(_trimmed(inside, reading.breaks))
         if inside and not any(tags[i] for i in inside):
             for i in inside:
                 tags[i] = 1 + len(labels) + index[span.label]
@@ -189,11 +215,23 @@ def decode(scores: Floats, reading: Reading, labels: Sequence[str]) -> list[Span
     for i, tag in enumerate([*tags.tolist(), 0]):
         if start is not None and tag <= k:
             label = labels[int(tags[start]) - 1]
-            spans.append(Span(units[start][0], units[i - 1][1], label, float(shares[start:i].mean())))
+            if inside := _trimmed(range(start, i), reading.breaks):
+                first, last = inside[0], inside[-1]
+                spans.append(Span(units[first][0], units[last][1], label, float(shares[first : last + 1].mean())))
             start = None
         if 1 <= tag <= k:
             start = i
     return spans
+
+
+def _trimmed(inside: Sequence[int], breaks: frozenset[int]) -> Sequence[int]:
+    """Return units without the ends of lines that they begin or end with."""
+    first, last = 0, len(inside)
+    while first < last and inside[first] in breaks:
+        first += 1
+    while last > first and inside[last - 1] in breaks:
+        last -= 1
+    return inside[first:last]
 
 
 def guess(scores: Floats, reading: Reading, labels: Sequence[str], label: str) -> Span | None:
@@ -201,10 +239,13 @@ def guess(scores: Floats, reading: Reading, labels: Sequence[str], label: str) -
     if not len(scores):
         return None
     k, at = len(labels), labels.index(label)
-    first = int(scores[:, 1 + at].argmax())
+    begins = scores[:, 1 + at].copy()
+    begins[sorted(reading.breaks)] = -np.inf
+    first = int(begins.argmax())
     last = first
     while last + 1 < len(scores) and int(scores[last + 1].argmax()) == 1 + k + at:
         last += 1
+    last = _trimmed(range(first, last + 1), reading.breaks)[-1]
     units = reading.units
     return Span(units[first][0], units[last][1], label, float(np.exp(scores[first, 1 + at])))
 

@@ -23,24 +23,16 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors, trainers
-from tokenizers.models import BPE
+from tokenizers import Tokenizer, processors
 from torch import nn
 
 from alambic.errors import BaseModelError
 from alambic.kinds.chat import Chat
-from alambic.model.clone_tokenizers import QWEN2_WORDS
+from alambic.model import tokenizer_training
 from alambic.model.decoder import FORMAT, save_tokenizer
 from alambic.model.encoder import _quiet as quiet
+from alambic.model.tokenizer_training import END, PAD, START, TEMPLATE
 
-TEMPLATE = (
-    "{% if tools %}<|tools|>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
-    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
-    "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-END, PAD, START = "<|end|>", "<|pad|>", "<|endoftext|>"
 SPECIAL = (START, PAD, END, "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>", "<|fim_prefix|>",
            "<|fim_suffix|>", "<|fim_middle|>")  # fmt: skip
 MARKS = ("<tool_call>", "</tool_call>")  # the reader of an answer must see them: not special
@@ -112,20 +104,7 @@ def train_tokenizer(texts: Iterator[str], *, vocabulary: int, seq2seq: bool = Fa
         vocabulary: entries, special ones included; fewer when the texts have fewer words to offer.
         seq2seq: each text ends with the end token, as an encoder-decoder reads it.
     """
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - len(MARKS), special_tokens=list(SPECIAL), show_progress=False, min_frequency=2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in MARKS])
+    tokenizer = tokenizer_training.train_tokenizer(texts, vocabulary=vocabulary, special=SPECIAL, marks=MARKS)
     if seq2seq:
         end = (END, tokenizer.token_to_id(END))
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -189,7 +168,7 @@ def _seq2seq_config(
         vocab_size=rows, d_model=width, encoder_layers=depth, decoder_layers=depth, encoder_ffn_dim=2 * width,
         decoder_ffn_dim=2 * width, encoder_attention_heads=_heads(width),
         decoder_attention_heads=_heads(width), max_position_embeddings=context_tokens, scale_embedding=True,
-        static_position_embeddings=True, activation_function="relu", dropout=0.3 if small_text else 0.1,
+        static_position_embeddings=True, activation_function="relu", dropout=0.15 if small_text else 0.1,
         attention_dropout=0.1, pad_token_id=pad, eos_token_id=end, bos_token_id=None, decoder_start_token_id=pad,
         forced_eos_token_id=None, share_encoder_decoder_embeddings=True, init_std=width**-0.5,
     )  # fmt: skip

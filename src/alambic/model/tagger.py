@@ -48,12 +48,15 @@ class Tagger(nn.Module):  # type: ignore[misc]
         labels: of spans.
         choices: for each chosen field, how many values it has.
         unit: ``word`` or ``token``, see `alambic.engines.tagging`.
+        lines: it reads where lines end.
     """
 
-    def __init__(self, encoder: Encoder, *, labels: Sequence[str], choices: dict[str, int], unit: str) -> None:
+    def __init__(
+        self, encoder: Encoder, *, labels: Sequence[str], choices: dict[str, int], unit: str, lines: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = StatesEncoder(encoder.backbone, encoder.tokenizer, encoder.spec)
-        self.labels, self.choices, self.unit = tuple(labels), dict(choices), unit
+        self.labels, self.choices, self.unit, self.lines = tuple(labels), dict(choices), unit, lines
         self.tags = nn.Linear(encoder.spec.hidden, 1 + 2 * len(self.labels))
         self.chosen = nn.Linear(encoder.spec.hidden, sum(choices.values())) if choices else None
 
@@ -77,7 +80,9 @@ class Tagger(nn.Module):  # type: ignore[misc]
         if raw.get("format") != FORMAT:
             raise BaseModelError(f"{folder / 'tagger.json'}: format {raw.get('format')!r}; this version reads {FORMAT}")
         encoder = load_states(folder, attention=attention)
-        tagger = cls(encoder, labels=raw["labels"], choices=raw["choices"], unit=raw["unit"])
+        tagger = cls(
+            encoder, labels=raw["labels"], choices=raw["choices"], unit=raw["unit"], lines=raw.get("lines", False)
+        )
         try:
             tagger.load_state_dict(load_file(folder / "heads.safetensors"), strict=False)
             missing = {name for name, _ in tagger.heads()} - set(load_file(folder / "heads.safetensors"))
@@ -97,6 +102,7 @@ class Tagger(nn.Module):  # type: ignore[misc]
         (beside / "heads.safetensors").write_bytes(safetensors.torch.save(heads, metadata={"format": "pt"}))
         described: dict[str, Any] = {
             "format": FORMAT, "labels": list(self.labels), "choices": self.choices, "unit": self.unit,
+            "lines": self.lines,
         }  # fmt: skip
         (beside / "tagger.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

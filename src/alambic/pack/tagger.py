@@ -190,7 +190,7 @@ def _spec(
     prefix, suffix = tagger.encoder.special_ids()
     room = tagger.encoder.spec.max_tokens - len(prefix) - len(suffix)
     fixed = {name: tuple(values) for name, values in choices.items()}
-    return TaggerSpec(tagger.labels, fixed, tagger.unit, min(overlap, room // 2), long, schema)
+    return TaggerSpec(tagger.labels, fixed, tagger.unit, min(overlap, room // 2), long, schema, tagger.lines)
 
 
 def _write_onnx(encoder: StatesEncoder, folder: Path, precision: str, cache: Path | None) -> None:

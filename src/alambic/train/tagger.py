@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from alambic.engines.tag_fields import Fields, Located, locate
-from alambic.engines.tagging import Reading, Span, Window, decode, log_softmax, read, tags_of, windows
+from alambic.engines.tagging import Reading, Span, Window, decode, line_mark, log_softmax, read, tags_of, windows
 from alambic.errors import TrainError, nearest
 from alambic.events import Finished, Note, Started, Work
 from alambic.measure.text_structured import micro_f1, span_rows
@@ -35,6 +35,7 @@ from alambic.train.precision import autocast, threads
 from alambic.train.schedule import freeze, groups
 
 _IGNORED = -100
+_LINES = 0.01  # share of rows of several lines, from which the model is shown where lines end
 _CUT_WORDS = 0.002  # share of spans that cut through a word, from which tags are given to tokens instead
 _LOST, _ENOUGH = 0.5, 10  # share of a field's values that may be missing from the texts, once there are some
 
@@ -213,6 +214,11 @@ def choose_unit(tokenizer: Any, rows: Sequence[TagRow]) -> str:
     return "token" if total and cut / total > _CUT_WORDS else "word"
 
 
+def has_lines(rows: Sequence[TagRow]) -> bool:
+    """Tell whether enough rows have several lines that the model should be shown where they end."""
+    return sum("\n" in row.text.strip() for row in rows) >= max(1, _LINES * len(rows))
+
+
 def _check(train: Sequence[TagRow], answers: Answers) -> None:
     if not train:
         raise TrainError("there is nothing to train on: 0 rows")
@@ -258,8 +264,9 @@ class _Run:
         encoder = load_states(base)
         torch.manual_seed(params.seed)  # the heads start at random
         self.unit = choose_unit(encoder.tokenizer, train)
+        self.lines = has_lines(train) and line_mark(encoder.special_ids()[1]) is not None
         sizes = {name: len(values) for name, values in answers.choices.items()}
-        self.tagger = Tagger(encoder, labels=answers.labels, choices=sizes, unit=self.unit)
+        self.tagger = Tagger(encoder, labels=answers.labels, choices=sizes, unit=self.unit, lines=self.lines)
         self.train, self.dev = list(train), None if params.steps is not None or dev is None else list(dev)
         self.pieces, _ = self._cut(self.train)
         self.dev_pieces, self.dev_readings = ([], []) if self.dev is None else self._cut(self.dev)
@@ -395,9 +402,10 @@ class _Run:
         encoder, params = self.tagger.encoder, self.params
         prefix, suffix = encoder.special_ids()
         room = encoder.spec.max_tokens - len(prefix) - len(suffix)
+        mark = line_mark(suffix) if self.lines else None
         pieces, readings = [], []
         for number, row in enumerate(rows):
-            reading = read(encoder.tokenizer.encode(row.text), row.text, unit=self.unit)
+            reading = read(encoder.tokenizer.encode(row.text), row.text, unit=self.unit, line_id=mark)
             readings.append(reading)
             tags = [_IGNORED] * len(reading.ids)
             for head, tag in zip(reading.heads, tags_of(row.spans, reading, self.answers.labels), strict=True):
@@ -415,6 +423,7 @@ class _Run:
             "params": asdict(replace(self.params, checkpoint_seconds=0.0)),
             "answers": [self.answers.labels, {k: list(map(str, v)) for k, v in self.answers.choices.items()}],
             "base": digest,
+            "lines": self.lines,
             "train": _digest(self.train),
             "dev": None if self.dev is None else _digest(self.dev),
             "torch": torch.__version__,
