@@ -18,27 +18,41 @@ Shape = Literal["linear", "cosine", "wsd"]
 _DECAY_SHARE = 0.2  # of a warm-up/stable/decay schedule
 
 
-def factor(step: int, *, total: int, warmup: float, shape: Shape = "linear") -> float:
-    """Return the share of the peak rate at `step`: linear up over `warmup` of `total`, then down to zero.
+def factor(
+    step: int, *, total: int, warmup: float, shape: Shape = "linear", decay: float = _DECAY_SHARE, final: float = 0.0
+) -> float:
+    """Return the share of the peak rate at `step`: linear up over `warmup` of `total`, then down to `final`.
 
     ``linear`` goes straight down, ``cosine`` along a half cosine, ``wsd`` stays at the peak and falls straight over the
-    last fifth (Hu et al. 2024, https://arxiv.org/abs/2404.06395).
+    last `decay` of `total` (Hu et al. 2024, https://arxiv.org/abs/2404.06395).
     """
     rise = max(1, round(total * warmup))
     if step < rise:
         return (step + 1) / rise
     left = max(0.0, (total - step) / max(1, total - rise))
     if shape == "cosine":
-        return 0.5 - 0.5 * math.cos(math.pi * left)
-    if shape == "wsd":
-        return min(1.0, max(0.0, (total - step) / max(1, total * _DECAY_SHARE)))
-    return left
+        left = 0.5 - 0.5 * math.cos(math.pi * left)
+    elif shape == "wsd":
+        left = min(1.0, max(0.0, (total - step) / max(1, total * decay)))
+    return final + (1 - final) * left
 
 
 def freeze(encoder: Encoder, *, embeddings: str) -> None:
     """Mark what is trained; the table of word embeddings (half of a small encoder) is left as it is when ``frozen``."""
     table = encoder.backbone.get_input_embeddings()
     table.weight.requires_grad_(embeddings == "trained")
+
+
+def set_dropout(encoder: Encoder, share: float | None) -> None:
+    """Drop `share` in all layers; None leaves each as it is."""
+    if share is None:
+        return
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        for name in ("dropout_prob", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, share)
 
 
 def groups(

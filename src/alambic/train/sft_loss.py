@@ -52,8 +52,23 @@ def streamed_loss(hidden: Tensor, targets: Tensor, head: Head, *, smoothing: flo
         return hidden.sum() * 0.0
     if head.scale != 1.0:
         hidden = hidden * head.scale
-    loss: Tensor = _Streamed.apply(hidden, head.weight, head.bias, targets, head.cap, smoothing)
-    return loss
+    return streamed_parts(hidden, targets, head, smoothing=smoothing)[0]
+
+
+def streamed_parts(
+    hidden: Tensor, targets: Tensor, head: Head, *, smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the summed loss, and the part of it that is cross-entropy, without a way back.
+
+    Args:
+        hidden: [N, H], scaled already.
+        targets: [N].
+        head: how states become logits.
+        smoothing: see `streamed_loss`.
+        z_loss: weight of the square of log Z, which keeps logits small (Chowdhery et al. 2022, PaLM, section 5).
+    """
+    loss, plain = _Streamed.apply(hidden, head.weight, head.bias, targets, head.cap, smoothing, z_loss)
+    return loss, plain
 
 
 def each_loss(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
@@ -88,21 +103,21 @@ class _Streamed(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float | None,
-        smoothing: float,
-    ) -> Tensor:  # fmt: skip
-        """Return the summed loss; the gradients are kept."""
+        smoothing: float, z_loss: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return the summed loss and its cross-entropy; the gradients are kept."""
         matrix = _cast(hidden, weight)
         states = hidden.to(matrix.dtype)
         needs = ctx.needs_input_grad
         to_states = torch.empty_like(states) if needs[0] else None
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs[2] else None
-        total = torch.zeros((), dtype=torch.float64)
+        totals = torch.zeros(2, dtype=torch.float64, device=hidden.device)
         step = _block(matrix)
         for start in range(0, targets.numel(), step):
             rows = slice(start, min(start + step, targets.numel()))
             logits = _logits(states[rows], matrix, bias, None)
-            total += _to_gradient(logits, targets[rows], cap, smoothing)
+            totals += _to_gradient(logits, targets[rows], cap, smoothing, z_loss=z_loss)
             if to_states is not None:
                 torch.mm(logits, matrix, out=to_states[rows])
             if to_weight is not None:
@@ -112,7 +127,9 @@ class _Streamed(torch.autograd.Function):  # type: ignore[misc]
         ctx.save_for_backward(*(t for t in (to_states, to_weight, to_bias) if t is not None))
         ctx.given = (to_states is not None, to_weight is not None, to_bias is not None)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return total.to(device=hidden.device, dtype=torch.float32)
+        loss, plain = totals.float().unbind()
+        ctx.mark_non_differentiable(plain)
+        return loss, plain
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -121,7 +138,7 @@ class _Streamed(torch.autograd.Function):  # type: ignore[misc]
         out: list[Tensor | None] = []
         for given, dtype in zip(ctx.given, ctx.dtypes, strict=True):
             out.append((saved.pop(0) * grads[0]).to(dtype) if given else None)
-        return (*out, None, None, None)
+        return (*out, None, None, None, None)
 
 
 class _Each(torch.autograd.Function):  # type: ignore[misc]
@@ -171,13 +188,14 @@ class _Each(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _to_gradient(
-    logits: Tensor, targets: Tensor, cap: float | None, smoothing: float, losses: Tensor | None = None
-) -> Tensor:
-    """Replace `logits` [N, V] by the gradient of the summed loss to them, and return that sum (float64).
+    logits: Tensor, targets: Tensor, cap: float | None, smoothing: float, losses: Tensor | None = None,
+    *, z_loss: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Replace `logits` [N, V] by the gradient of the summed loss to them; return its sums (float64, on their device).
 
-    Each loss is written into `losses` [N] where it is given.
+    The sums [2] are with and without the z-loss. Each loss is written into `losses` [N] where it is given.
     """
-    total = torch.zeros((), dtype=torch.float64)
+    totals = torch.zeros(2, dtype=torch.float64, device=logits.device)
     share = smoothing / logits.shape[1]
     # The softmax is taken in float32, a few rows at a time, so that they stay in the cache from one pass to the next.
     count = _rows_at_once(logits)
@@ -189,20 +207,23 @@ def _to_gradient(
         if cap is not None:
             bent = torch.tanh(rows / cap)
             rows, slope = bent * cap, 1 - bent * bent
-        norm = rows.logsumexp(1, keepdim=True)
         at = rows.gather(1, wanted)
+        grad = rows.softmax(1)
+        # The likeliest entry's share is exp(0) / Z: the normaliser comes without a second pass of exponentials.
+        norm = rows.amax(1, keepdim=True) - grad.amax(1, keepdim=True).log()
         if losses is not None:
             losses[start : start + count] = (norm - at)[:, 0]
-        loss = norm.sum() - (1 - smoothing) * at.sum()
+        plain = norm.sum() - (1 - smoothing) * at.sum()
         if smoothing:
-            loss -= share * rows.sum()
-        total += loss.double().cpu()
-        grad = torch.sub(rows, norm, out=rows).exp_()
+            plain -= share * rows.sum()
+        totals += torch.stack((plain + z_loss * norm.square().sum(), plain))
+        if z_loss:
+            grad *= 1 + 2 * z_loss * norm
         if smoothing:
             grad -= share
         grad.scatter_add_(1, wanted, torch.full_like(wanted, -(1 - smoothing), dtype=grad.dtype))
         block.copy_(grad if slope is None else grad * slope)
-    return total
+    return totals
 
 
 def _logits(states: Tensor, matrix: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
