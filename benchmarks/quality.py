@@ -20,6 +20,7 @@ from run import data_folder, say
 
 MINUTES = 150
 WHAT = "Test accuracy of the fine-tuned encoder and of its 8-bit form on public data sets, means of 3 seeds"
+BASE = "all-minilm-l6-v2"
 BARS = {"banking77": 94.0, "banking77-10shot": 87.5, "hwu64": 92.3, "snips": 98.4, "trec": 96.0, "sst2": 90.0}
 SEEDS = (0, 1, 2)
 # ALAMBIC_BENCH_SETS=trec,sst2 and ALAMBIC_BENCH_SEEDS=0 run a part of it; the page shows what was run so far.
@@ -30,13 +31,13 @@ def run(store: Any) -> str:
     """Train what is not kept yet, and write the table of what is."""
     wanted = os.environ.get("ALAMBIC_BENCH_SETS", ",".join(ORDER)).split(",")
     for name in wanted:
-        found = store.part(f"{name}-dev", partial(_on_dev, name, store.folder))
+        found = store.part(f"{name}-dev", partial(on_dev, name, store.folder))
         for seed in map(int, os.environ.get("ALAMBIC_BENCH_SEEDS", "0,1,2").split(",")):
-            store.part(f"{name}-{seed}", partial(_on_test, name, seed, found, store.folder))
+            store.part(f"{name}-{seed}", partial(on_test, name, seed, found, store.folder))
     return _table(store)
 
 
-def _on_dev(name: str, folder: Path) -> dict[str, Any]:
+def on_dev(name: str, folder: Path, *, base: str = BASE) -> dict[str, Any]:
     """Find the steps, the mode and the 8-bit form on dev, with seed 0; on five folds where a build would."""
     from alambic.build.ladder import agree_recipes
     from alambic.build.prepare import folds_of
@@ -53,9 +54,10 @@ def _on_dev(name: str, folder: Path) -> dict[str, Any]:
     found = []
     for i, fold in enumerate(folds):
         model = folder / f"{name}-dev{i}.model"
-        base = resolve("all-minilm-l6-v2")
         params = FinetuneParams(seed=0)
-        found.append(drain(finetune(base, fold.train, fold.dev, params=params, out=model), _listen(f"{name}-dev{i}")))
+        found.append(
+            drain(finetune(resolve(base), fold.train, fold.dev, params=params, out=model), _listen(f"{name}-dev{i}"))
+        )
         if i == 0:
             options = int8.Options(cache=folder / "graphs")
             at = folder / f"{name}-dev.int8"
@@ -76,7 +78,7 @@ def _on_dev(name: str, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _on_test(name: str, seed: int, found: dict[str, Any], folder: Path) -> dict[str, Any]:
+def on_test(name: str, seed: int, found: dict[str, Any], folder: Path, *, base: str = BASE) -> dict[str, Any]:
     """Train on train and dev for the steps found, pack both forms, score them on test through their bundles."""
     from alambic.events import drain
     from alambic.model.bases import resolve
@@ -90,16 +92,14 @@ def _on_test(name: str, seed: int, found: dict[str, Any], folder: Path) -> dict[
     model = folder / f"{name}-{seed}.model"
     asked = {key: refit[key] for key in ("steps", "schedule", "learning_rate")}
     params = FinetuneParams(seed=seed, few_shot=few_shot, **asked)
-    result = drain(
-        finetune(resolve("all-minilm-l6-v2"), rows, None, params=params, out=model), _listen(f"{name}-{seed}")
-    )
+    result = drain(finetune(resolve(base), rows, None, params=params, out=model), _listen(f"{name}-{seed}"))
     answers: dict[str, Any] = {"steps": refit["steps"], "seconds": result.seconds}
     truths = np.array([t[0] for t in test.targets()])
     for form in (int8.REFERENCE, found["int8"]["form"]):
         at = folder / f"{name}-{seed}.part"
         part = drain(int8.pack_form(form, model, at, calibration=rows.texts, cache=folder / "graphs"))
         bundle = folder / f"{name}-{seed}-{'int8' if 'int8' in form else 'float'}.bundle"
-        probabilities, size_mb = _bundle_answers(part, at, bundle, rows.labels, test.texts)
+        probabilities, size_mb = bundle_answers(part, at, bundle, rows.labels, test.texts)
         answers["int8" if "int8" in form else "float"] = {
             "form": form, "correct": (probabilities.argmax(1) == truths).astype(int).tolist(), "size_mb": size_mb,
         }  # fmt: skip
@@ -111,7 +111,7 @@ def _on_test(name: str, seed: int, found: dict[str, Any], folder: Path) -> dict[
     return answers
 
 
-def _bundle_answers(part: Any, at: Path, out: Path, labels: tuple[str, ...], texts: list[str]) -> tuple[Any, float]:
+def bundle_answers(part: Any, at: Path, out: Path, labels: tuple[str, ...], texts: list[str]) -> tuple[Any, float]:
     """Seal one part as a bundle, and return its probabilities [N, L] and its size."""
     from alambic import __version__
     from alambic.bundle import seal

@@ -23,21 +23,23 @@ SETS = {
 def load(folder: Path, name: str) -> tuple[Dataset, Dataset | None, Dataset]:
     """Return train, dev (or None) and test of one set."""
     where, train, dev, test = SETS[name]
-    parts = [None if part is None else _rows(folder / where, part) for part in (train, dev, test)]
+    parts = [None if part is None else rows(folder / where, part) for part in (train, dev, test)]
     labels = tuple(sorted({label for _, label in parts[0] or []}))
-    sets = [None if rows is None else _dataset(rows, labels) for rows in parts]
+    sets = [None if part is None else dataset(part, labels) for part in parts]
     assert sets[0] is not None and sets[2] is not None
     return sets[0], sets[1], sets[2]
 
 
-def _rows(folder: Path, part: str) -> list[tuple[str, str]]:
+def rows(folder: Path, part: str) -> list[tuple[str, str]]:
+    """Return text and label of each row of one part."""
     plain, packed = folder / f"{part}.jsonl", folder / f"{part}.jsonl.xz"
     with plain.open(encoding="utf-8") if plain.exists() else lzma.open(packed, "rt", encoding="utf-8") as handle:
-        rows = [json.loads(line) for line in handle]
-    return [(r["text"] if "text" in r else " ".join(r["tokens"]), str(r["label"])) for r in rows]
+        read = [json.loads(line) for line in handle]
+    return [(r["text"] if "text" in r else " ".join(r["tokens"]), str(r["label"])) for r in read]
 
 
-def _dataset(rows: list[tuple[str, str]], labels: tuple[str, ...]) -> Dataset:
+def dataset(rows: list[tuple[str, str]], labels: tuple[str, ...]) -> Dataset:
+    """Return cleaned rows as a Dataset over `labels`."""
     examples = [Example(clean_text(text).text, (label,), where=f"row {i}") for i, (text, label) in enumerate(rows, 1)]
     unknown = {label for _, label in rows} - set(labels)
     if unknown:

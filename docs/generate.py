@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 import alambic
+from alambic import pretrain_config
 from alambic.cli.main import COMMANDS, cli
 from alambic.errors import AlambicError
 from alambic.task import json_schema
@@ -47,7 +49,6 @@ def _command(command: click.Command, context: click.Context) -> str:
 
 def task_page() -> str:
     """Return one table per section of the task file."""
-    schema = json_schema()
     parts = ["# Task file\n", NOTE, "`alambic check --schema` prints this as JSON Schema for editors.\n"]
     names = {
         "task": "TaskSpec",
@@ -55,18 +56,41 @@ def task_page() -> str:
         "base": "BaseSpec",
         "budget": "Budget",
         "answer": "AnswerSpec",
+        "preferences": "PreferencesSpec",
         "[candidate]": "CandidateSpec",
     }
+    return "\n".join([*parts, *_sections(json_schema(), names)])
+
+
+def pretrain_page() -> str:
+    """Return one table per section of the configuration of `alambic pretrain`."""
+    parts = ["# Pre-training configuration\n", NOTE, "`alambic pretrain --schema` prints this as JSON Schema.\n"]
+    names = {
+        "pretrain": "PretrainSpec",
+        "[source]": "SourceSpec",
+        "clean": "CleanSpec",
+        "dedup": "DedupSpec",
+        "contamination": "ContaminationSpec",
+        "mix": "MixSpec",
+        "tokenizer": "TokenizerSpec",
+        "model": "ModelSpec",
+        "train": "TrainSpec",
+        "valid": "ValidSpec",
+    }
+    return "\n".join([*parts, *_sections(pretrain_config.json_schema(), names)])
+
+
+def _sections(schema: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
+    """Yield one table a section; `names` are the sections with their models."""
     for section, model in names.items():
         definition = schema["$defs"][model]
         required = set(definition.get("required", ()))
-        parts.append(f"## [{section}]\n\n{definition.get('description', '')}\n")
-        parts.append("| key | type | default | what |\n|---|---|---|---|")
+        yield f"## [{section}]\n\n{definition.get('description', '')}\n"
+        yield "| key | type | default | what |\n|---|---|---|---|"
         for key, field in definition["properties"].items():
             default = "required" if key in required else f"`{field.get('default')!r}`" if "default" in field else ""
-            parts.append(f"| `{key}` | {_type(field)} | {default} | {field.get('description', '')} |")
-        parts.append("")
-    return "\n".join(parts)
+            yield f"| `{key}` | {_type(field)} | {default} | {field.get('description', '')} |"
+        yield ""
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -100,7 +124,13 @@ def python_page() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"cli.md": cli_page, "task-file.md": task_page, "errors.md": errors_page, "python.md": python_page}
+PAGES = {
+    "cli.md": cli_page,
+    "task-file.md": task_page,
+    "pretrain-file.md": pretrain_page,
+    "errors.md": errors_page,
+    "python.md": python_page,
+}
 
 
 def main() -> int:

@@ -16,10 +16,11 @@ FOUNDATION = {"errors", "events", "_extras", "_registry"}
 MAY_IMPORT = {
     "render": {"kinds"},
     "task": {"kinds"},
+    "pretrain_config": {"task"},
     "kinds": set(),
-    "data": {"kinds", "task"},
-    "model": {"kinds", "data", "task"},
-    "train": {"kinds", "data", "task", "model", "bundle", "manifest", "measure", "engines"},
+    "data": {"kinds", "task", "pretrain_config"},
+    "model": {"kinds", "data", "task", "pretrain_config", "bundle_cache"},
+    "train": {"kinds", "data", "task", "pretrain_config", "model", "bundle", "manifest", "measure", "engines"},
     "pack": {"kinds", "data", "task", "model", "bundle", "manifest", "measure", "engines"},
     "bundle": {"kinds", "manifest", "bundle_cache", "bundle_file"},
     "bundle_cache": set(),
@@ -44,6 +45,7 @@ LIGHT = (
     "kinds",
     "data",
     "task",
+    "pretrain_config",
     "web",
 )
 HEAVY = {"torch", "transformers", "sklearn", "nncf", "accelerate", "peft"}

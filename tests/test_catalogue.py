@@ -58,14 +58,14 @@ def test_every_family_of_the_design_has_a_base():
 @each()
 def test_entry_is_complete(entry):
     assert entry.kind == kind_of(entry.architecture)
-    assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.hub)
+    assert entry.package if entry.hub is None else re.fullmatch(r"[\w.-]+/[\w.-]+", entry.hub)
     assert re.fullmatch(r"main|[0-9a-f]{40}|refs/pr/\d+", entry.revision)
     assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
     assert entry.licence and entry.obliges and entry.summary and entry.redistribute in ("yes", "same-licence", "no")
     assert entry.languages and all(re.fullmatch(r"[a-z]{2}|multilingual", code) for code in entry.languages)
     assert entry.context_tokens >= 512 and 2018 <= entry.year <= 2026
     assert entry.max_tokens is None or entry.max_tokens <= entry.context_tokens
-    assert entry.checked in ("source", "memory") and entry.stored in ("fp32", "bf16", "fp16")
+    assert entry.checked in ("source", "memory") and entry.stored in ("fp32", "bf16", "fp16", "int8")
     assert (entry.package is None) == (entry.folder is None)
 
 

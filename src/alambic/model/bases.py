@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from alambic.errors import BaseModelError, nearest
 from alambic.events import Work, drain
 from alambic.model import hub
-from alambic.model.bases_weights import count_stored
+from alambic.model.bases_weights import PACKED, count_stored
 from alambic.model.bases_weights import weight_files as weight_files  # part of this module's interface
 from alambic.model.catalogue import KINDS, SCRATCH, CatalogueEntry, Kind, catalogue, remotes, select
 from alambic.model.catalogue_size import DECODERS, ENCODERS, SEQ2SEQ
@@ -167,7 +167,16 @@ def pull(
         BaseModelError: see `hub.pull`; or what was fetched is no base that alambic can use.
     """
     entry = catalogue().get(name)
-    hub_id = entry.hub if entry is not None else name
+    hub_id = name if entry is None else entry.hub
+    if hub_id is None:
+        assert entry is not None
+        raise (
+            _not_installed(entry)
+            if importlib.util.find_spec(str(entry.package)) is None
+            else BaseModelError(
+                f"base {name!r} is installed already, with the package {str(entry.package).replace('_', '-')}"
+            )
+        )
     if entry is None and not _HUB_ID.fullmatch(name):
         here = name in remotes() or name == SCRATCH or Path(name).is_dir()
         raise BaseModelError(
@@ -209,6 +218,12 @@ def _known(
     found = None if entry.package is None else importlib.util.find_spec(entry.package)  # finds it without running it
     if entry.folder is not None and found is not None and found.submodule_search_locations:
         folder, source = Path(found.submodule_search_locations[0]) / entry.folder, f"package:{entry.package}"
+        if (folder / PACKED).is_file():
+            from alambic.model.bases_packed import unpack_folder  # needs numpy; most bases do not
+
+            folder = unpack_folder(folder, sha256=entry.sha256)
+    elif entry.hub is None:
+        raise _not_installed(entry)
     else:
         wanted = {"model.safetensors": entry.sha256} if entry.sha256 else None
         folder, commit = fetched(entry.hub, revision=revision or entry.revision, offline=offline, sha256=wanted)
@@ -255,6 +270,14 @@ def _read(
         context_tokens=_context_tokens(config),
         parameters=count_stored(weights),
         has_template=_has_template(folder),
+    )
+
+
+def _not_installed(entry: CatalogueEntry) -> BaseModelError:
+    package = str(entry.package).replace("_", "-")
+    return BaseModelError(
+        f"base {entry.name!r} comes with the package {package} and is nowhere to be fetched alone",
+        hint=f"pip install {package}",
     )
 
 

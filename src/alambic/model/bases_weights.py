@@ -16,6 +16,7 @@ from typing import Any
 from alambic.errors import BaseModelError
 
 INDEX = "model.safetensors.index.json"
+PACKED = "packed.safetensors"  # a shipped base's weights in 8 bits, see bases_packed
 _SHARD = re.compile(r"(model)-(\d{5})-of-(\d{5})\.safetensors")
 _MAX_HEADER = 100_000_000  # the format's own limit
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot")

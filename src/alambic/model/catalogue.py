@@ -31,7 +31,7 @@ class CatalogueEntry:
         name: what a task writes.
         package: installed package that holds the files, if there is one.
         folder: folder of that package.
-        hub: Hub id.
+        hub: Hub id; None: it comes with `package` alone.
         sha256: of model.safetensors, wherever it comes from.
         licence: SPDX identifier, or the licence's own name.
         languages: ISO 639-1 codes; ``multilingual`` beside them when there are many more.
@@ -56,7 +56,7 @@ class CatalogueEntry:
     name: str
     package: str | None
     folder: str | None
-    hub: str
+    hub: str | None
     sha256: str | None
     licence: str
     languages: tuple[str, ...]
@@ -250,6 +250,6 @@ def _file() -> dict[str, Any]:
 
 
 def _entry(row: dict[str, Any]) -> CatalogueEntry:
-    absent = dict.fromkeys(("package", "folder", "sha256", "max_tokens"))
+    absent = dict.fromkeys(("package", "folder", "hub", "sha256", "max_tokens"))
     shape = Shape(**row["shape"]) if "shape" in row else None
     return CatalogueEntry(**{**absent, **row, "languages": tuple(row["languages"]), "shape": shape})

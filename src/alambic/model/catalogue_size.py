@@ -19,7 +19,7 @@ INT4_GROUP = 128  # weights that share one fp16 scale: what `pack` writes, and N
 # The engine, its graph and one prompt's activations, beside weights and cache.
 RUNTIME_BYTES = 300_000_000
 CACHED_TOKENS = 4_096  # conversation that "fits" provides for, unless the model reads less
-_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 
 
 @dataclass(frozen=True)

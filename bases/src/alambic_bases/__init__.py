@@ -1,0 +1,1 @@
+"""Data only: one folder a base. alambic reads the files where they lie and never imports this package."""
