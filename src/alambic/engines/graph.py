@@ -204,7 +204,9 @@ class GraphWriter:
         return room
 
     def _score(self, ids: Sequence[int], after: Sequence[int]) -> list[float]:
-        logits = self._graphs.reading(ids).logits(after[:-1])[-len(after) :]  # [K, V]
+        reading = self._graphs.reading(ids)
+        logits = reading.logits(after[:-1], rows=len(after))  # [K, V]
+        reading.close()
         return [log_probability(row, token) for row, token in zip(logits, after, strict=True)]
 
     def _read_template(self) -> ChatTemplate | None:

@@ -6,6 +6,7 @@ request has its own state; a step writes one token of each.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from alambic.errors import EngineError
 
 MODEL, ENCODER, DECODER = "openvino_model.xml", "openvino_encoder_model.xml", "openvino_decoder_model.xml"
 Logits = NDArray[np.float32]
+_KEPT = 4  # idle requests: each keeps the memory of the longest answer it wrote
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,12 @@ class GraphSpec:
 
 
 class Graphs:
-    """The compiled graphs of a part."""
+    """The compiled graphs of a part; any thread may read with them, one at a time.
+
+    An infer request is native memory, tensors and states, that a thread must not touch while another one runs it, and
+    all requests of a graph share its buffers. So one lock covers every run, and what leaves it is copied. Some requests
+    are kept and their states reset, as OpenVINO means them to be used, rather than one made and freed for each answer.
+    """
 
     def __init__(self, spec: GraphSpec) -> None:
         """Compile them.
@@ -53,19 +60,42 @@ class Graphs:
         self._decoder = self._compile(DECODER if paired else MODEL)
         self._encoder = self._compile(ENCODER).create_infer_request() if paired else None
         self.inputs = frozenset(name for port in self._decoder.inputs for name in port.get_names())
+        self._lock = threading.Lock()
+        self._free: list[Any] = []  # requests of the decoder that nobody reads with; their states are reset
 
     def reading(self, prompt: Sequence[int]) -> Reading:
-        """Start to read: of an encoder-decoder, `prompt` is what is encoded."""
-        return Reading(self, self._decoder.create_infer_request(), prompt)
+        """Start to read: of an encoder-decoder, `prompt` is what is encoded. Close it when done."""
+        encoded = self.encode(prompt)
+        with self._lock:
+            request = self._free.pop() if self._free else self._decoder.create_infer_request()
+        return Reading(self, request, prompt, encoded)
 
     def encode(self, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return what the decoder of an encoder-decoder attends to; nothing for a decoder alone."""
         if self._encoder is None:
             return {}
         row = np.array([list(ids)], dtype=np.int64)
-        self._encoder.infer({"input_ids": row, "attention_mask": np.ones_like(row)})
-        states = self._encoder.get_tensor("last_hidden_state").data.copy()
+        inputs = {"input_ids": row, "attention_mask": np.ones_like(row)}
+        states = self._run(self._encoder, inputs, "last_hidden_state", ...)
         return {"encoder_hidden_states": states, "encoder_attention_mask": np.ones_like(row)}
+
+    def decode(self, request: Any, inputs: Mapping[str, NDArray[Any]], *, rows: int) -> Logits:
+        """Return the logits [rows, V] after the last `rows` tokens of `inputs`."""
+        known = {name: value for name, value in inputs.items() if name in self.inputs}
+        return self._run(request, known, "logits", (0, slice(-rows, None)))
+
+    def take_back(self, request: Any) -> None:
+        """Keep a request of the decoder for a later reading, while few are kept."""
+        with self._lock:
+            if len(self._free) < _KEPT:
+                request.reset_state()
+                self._free.append(request)
+
+    def _run(self, request: Any, inputs: Mapping[str, NDArray[Any]], output: str, part: Any) -> NDArray[Any]:
+        with self._lock:
+            request.infer(inputs, share_outputs=True)  # else every output is copied whole, and not wanted
+            found: NDArray[Any] = request.get_tensor(output).data[part].copy()
+        return found
 
     def _compile(self, name: str) -> Any:
         path = self.spec.folder / name
@@ -78,18 +108,20 @@ class Graphs:
 
 
 class Reading:
-    """One sequence on its way through the decoder."""
+    """One sequence on its way through the decoder, by one thread at a time."""
 
-    def __init__(self, graphs: Graphs, request: Any, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, graphs: Graphs, request: Any, prompt: Sequence[int], encoded: Mapping[str, NDArray[Any]]
+    ) -> None:
         start = graphs.spec.start_id
         self._graphs = graphs
         self._request = request
-        self._others = graphs.encode(prompt)
+        self._others = encoded
         self._unread = list(prompt) if start is None else [start]
         self._length = 0
 
-    def logits(self, ids: Sequence[int] = ()) -> Logits:
-        """Read what is unread and `ids` behind it; return the logits [T, V] after each."""
+    def logits(self, ids: Sequence[int] = (), *, rows: int = 1) -> Logits:
+        """Read what is unread and `ids` behind it; return the logits [rows, V] after the last `rows` of them."""
         ids, self._unread = [*self._unread, *ids], []
         total = self._length + len(ids)
         known: dict[str, NDArray[Any]] = {
@@ -99,10 +131,14 @@ class Reading:
             "beam_idx": np.zeros(1, dtype=np.int32),
             **self._others,
         }
-        self._request.infer({name: value for name, value in known.items() if name in self._graphs.inputs})
+        found = self._graphs.decode(self._request, known, rows=rows)
         self._length = total
-        found: Logits = self._request.get_tensor("logits").data[0]
         return found
+
+    def close(self) -> None:
+        """Give its request back; nothing can be read any more. Do not, when the engine failed on it."""
+        request, self._request = self._request, None
+        self._graphs.take_back(request)
 
 
 @dataclass
@@ -151,7 +187,7 @@ class GraphCore:
         news = [self._advance(running) for running in self._running.values()]
         for item in news:
             if item.end is not None:
-                del self._running[item.id]
+                self._running.pop(item.id).reading.close()
         return news
 
     def close(self) -> None:
@@ -162,7 +198,7 @@ class GraphCore:
         ask = running.ask
         if running.cancelled:
             return News(ask.id, end="cancelled")
-        logits = running.reading.logits(running.written[-1:])[-1]
+        logits = running.reading.logits(running.written[-1:])[0]
         first = self._graphs.spec.first_id
         if first is not None and not running.written:
             token = first
