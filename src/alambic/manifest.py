@@ -17,8 +17,11 @@ from typing import Any, ClassVar, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alambic.errors import BundleError
+from alambic.kinds.decision import Decision
 
-FORMAT = 3  # 2: models that write; 3: adapters and drafts beside them. Bundles of older formats read the same
+# 2: models that write; 3: adapters and drafts beside them; 4: classifiers that abstain, which an older program would
+# let answer everything. Bundles of older formats read the same.
+FORMAT = 4
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64_000_000  # a real one is under 1 MB; a stranger's file must not fill the memory
 
@@ -108,6 +111,9 @@ class Manifest(_Record):
     entry: str = Field(description="name of the part whose output is the answer")
     parts: tuple[PartSpec, ...] = Field(min_length=1, description="parts, each after the one it takes its input from")
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="logits are multiplied by it")
+    decision: Decision | None = Field(
+        default=None, description="classify: when it abstains, and its label sets; None answers everything"
+    )
     task: dict[str, Any] = Field(default_factory=dict, description="source and digest of the task file")
     candidate: str = Field(default="", description="name of the candidate chosen")
     base: dict[str, Any] | None = Field(default=None, description="base model: name, digest, licence, source")
@@ -234,6 +240,10 @@ def _structure_problems(manifest: Manifest) -> Iterator[str]:
         yield f"writer: missing, and kind {manifest.kind!r} writes"
     if len(set(manifest.labels)) != len(manifest.labels):
         yield "labels: the same label twice"
+    if manifest.decision is not None and manifest.multi_label:
+        yield "decision: only for one label per text"
+    if manifest.decision is not None and manifest.decision.scope_label not in (None, *manifest.labels):
+        yield f"decision.scope_label: {manifest.decision.scope_label!r} is no label"
     seen: set[str] = set()
     for part in manifest.parts:
         if not is_safe_path(part.folder):

@@ -23,7 +23,7 @@ from alambic.data.clean import clean_text
 from alambic.data.read import Row, cell_text, iter_rows
 from alambic.errors import DataError, EngineError, WorkspaceError
 from alambic.events import Note, Progress, Work
-from alambic.kinds.classify import Prediction
+from alambic.kinds.classify import Prediction, Reason
 from alambic.kinds.generation import Reply
 from alambic.workspace import on_disk
 
@@ -38,7 +38,10 @@ Predict = Callable[[Sequence[str]], list[dict[str, Any]]]
 _BATCH = 256
 _WRITTEN_BATCH = 16  # writing is slow: an interrupted run loses at most this many rows
 # What we write; a column of the input by one of these names would be taken for our answer.
-_OURS = ("prediction", "confidence", "abstained", "scores", "finish_reason", "tool_calls", "error")
+_OURS = (
+    "prediction", "confidence", "abstained", "because", "label_set", "scores", "reasons", "finish_reason",
+    "tool_calls", "error",
+)  # fmt: skip
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -55,7 +58,12 @@ class FileResult:
 def to_json(prediction: Prediction, *, multi_label: bool, top_k: int | None = None) -> dict[str, Any]:
     """Return the public JSON form of a prediction; `top_k` adds that many labels' probabilities."""
     value: Any = list(prediction.labels) if multi_label else prediction.label
-    answer: dict[str, Any] = {"prediction": value, "confidence": round(prediction.confidence, 6), "abstained": False}
+    answer: dict[str, Any] = {"prediction": value, "confidence": round(prediction.confidence, 6)}
+    answer["abstained"] = prediction.abstained
+    if prediction.because is not None:
+        answer["because"] = prediction.because
+    if prediction.label_set is not None:
+        answer["label_set"] = list(prediction.label_set)
     if top_k:
         best = sorted(prediction.scores.items(), key=lambda item: -item[1])[:top_k]
         answer["scores"] = {name: round(p, 6) for name, p in best}
@@ -70,13 +78,36 @@ def reply_to_json(reply: Reply) -> dict[str, Any]:
     return answer
 
 
-def predicting(engine: ClassifyEngine | BundleWriter, *, top_k: int | None = None) -> Predict:
-    """Return what turns texts into the JSON of their predictions, whatever the kind of the bundle."""
+def reason_to_json(reason: Reason) -> dict[str, Any]:
+    """Return the public JSON form of a training row near a text."""
+    row = {"labels": list(reason.labels), "similarity": round(reason.similarity, 4), "where": reason.where}
+    return {**row, **({"digest": reason.digest} if reason.text is None else {"text": reason.text})}
+
+
+def predicting(engine: ClassifyEngine | BundleWriter, *, top_k: int | None = None, why: int | None = None) -> Predict:
+    """Return what turns texts into the JSON of their predictions, whatever the kind of the bundle.
+
+    Args:
+        engine: what predicts.
+        top_k: classify: also the probabilities of that many labels.
+        why: classify: also that many training rows near the text, under `reasons`.
+
+    Raises:
+        EngineError: `why` is asked of a bundle that holds no index of examples.
+    """
     from alambic.engines import ClassifyEngine
 
     if isinstance(engine, ClassifyEngine):
         one = partial(to_json, multi_label=engine.multi_label, top_k=top_k)
-        return lambda texts: [one(prediction) for prediction in engine.predict(texts)]
+        if why is None:
+            return lambda texts: [one(prediction) for prediction in engine.predict(texts)]
+        engine.reasons([], n=why)  # refused before the first text
+        return lambda texts: [
+            {**one(prediction), "reasons": [reason_to_json(reason) for reason in reasons]}
+            for prediction, reasons in zip(engine.predict(texts), engine.reasons(texts, n=why), strict=True)
+        ]
+    if why is not None:
+        raise EngineError(f"{engine.bundle.source}: reasons are given by classifiers, and this bundle writes")
     return lambda texts: [reply_to_json(reply) for reply in engine.predict(texts)]
 
 
@@ -88,6 +119,7 @@ def predict_file(
     spec: DataSpec,
     bundle_seal: str,
     top_k: int | None = None,
+    why: int | None = None,
 ) -> Work[FileResult]:
     """Predict every row of `source` into `target`.
 
@@ -96,9 +128,12 @@ def predict_file(
         WorkspaceError: `target` cannot be written; what was computed stays in `TARGET.part`.
     """
     began = time.perf_counter()
-    predict, size = predicting(engine, top_k=top_k), _WRITTEN_BATCH if engine.bundle.manifest.writer else _BATCH
+    predict, size = (
+        predicting(engine, top_k=top_k, why=why),
+        _WRITTEN_BATCH if engine.bundle.manifest.writer else _BATCH,
+    )
     part = target.with_name(target.name + ".part")
-    stamp = _stamp(source, [bundle_seal, top_k, spec.text, spec.encoding, spec.separator])
+    stamp = _stamp(source, [bundle_seal, top_k, why, spec.text, spec.encoding, spec.separator])
     with on_disk(target):
         resumed, errors = _resume(part, stamp)
         if resumed:

@@ -66,6 +66,14 @@ class DataSpec(_Spec):
     separator: str | None = Field(None, min_length=1, max_length=1, description="CSV separator; detected when absent.")
     label_separator: str | None = Field(None, min_length=1, description="Between labels of one row (multi_label).")
     licence: str | None = Field(None, description="Licence of the data (SPDX name), copied to the model card.")
+    out_of_scope: str | None = Field(
+        None, description="classify: file of texts that no label fits, or the label that such rows have."
+    )
+    reasons: Literal["rows", "texts"] | None = Field(
+        None,
+        description="classify: keep an index of the training rows, so that `--why` shows the nearest ones: their "
+        "places and digests (rows), or their texts too (texts). Nothing is kept when absent.",
+    )
     test_share: float = Field(0.15, gt=0.0, lt=0.9, description="Share of train set aside as test when none is given.")
 
 
@@ -87,6 +95,19 @@ class Budget(_Spec):
     """What the bundle must meet. Absent limits do not bind."""
 
     quality: dict[str, float] = Field(default_factory=dict, description="Floors by metric, as shares (0.9 is 90 %).")
+    precision: float | None = Field(
+        None, gt=0, lt=1,
+        description="classify: share of the answers given that must be right, at 95 % confidence; the bundle abstains "
+        "from the others.",
+    )  # fmt: skip
+    coverage: float | None = Field(
+        None, gt=0, lt=1, description="classify: share of texts whose true label must be in the label set given."
+    )
+    in_scope: float | None = Field(
+        None, gt=0, lt=1,
+        description="classify: share of the task's own texts that must not be taken for out of scope (0.98 where "
+        "`data.out_of_scope` is given).",
+    )  # fmt: skip
     p95_ms: float | None = Field(None, gt=0, description="95th percentile of the time of one text, in milliseconds.")
     size_mb: float | None = Field(None, gt=0, description="Size of the whole bundle, in 10^6 bytes.")
     peak_ram_mb: float | None = Field(None, gt=0, description="Peak memory of a predicting process, in 10^6 bytes.")
@@ -169,6 +190,11 @@ class _File(_Spec):
     budget: Budget = Budget()  # type: ignore[call-arg]
     answer: AnswerSpec = AnswerSpec()  # type: ignore[call-arg]
     preferences: PreferencesSpec | None = None
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description='Label names that may occur, name = "description" (classify): a build refuses others, '
+        "`alambic label` offers them and starts its guesses from the descriptions.",
+    )
     candidate: tuple[CandidateSpec, ...] = ()
     recipe: dict[str, bool | int | float | str] | None = Field(
         None, description="Sugar for one `finetune` candidate, and one `preferred` where there are preferences."
@@ -189,6 +215,7 @@ class Task(BaseModel):
     answer: AnswerSpec
     candidates: tuple[CandidateSpec, ...]
     preferences: PreferencesSpec | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -271,7 +298,7 @@ def parse_task(raw: dict[str, Any], source: str, path: Path) -> Task:
         data = data.model_copy(update={"long": "error"})
     task = Task(
         path=path, source=source, task=file.task, data=data, base=file.base, budget=file.budget, answer=file.answer,
-        candidates=names, preferences=file.preferences,
+        candidates=names, preferences=file.preferences, labels=file.labels,
     )  # fmt: skip
     wrong = [*_kind_faults(task, file), *_candidate_faults(task), *_budget_faults(task)]
     if wrong:
@@ -305,8 +332,13 @@ def _metrics_of(task: TaskSpec) -> tuple[str, ...]:
 _ONLY: tuple[tuple[str, str, bool], ...] = (
     ("task", "multi_label", False), ("data", "label", False), ("data", "label_separator", False),
     ("data", "output", True), ("data", "prompt", True), ("data", "system", True),
+    ("data", "out_of_scope", False), ("data", "reasons", False),
+    ("budget", "precision", False), ("budget", "coverage", False), ("budget", "in_scope", False),
     ("base", "parameters", True), ("base", "shape", True),
 )  # fmt: skip
+
+# Keys that speak of the label of a text.
+_ONE_LABEL = (("data", "out_of_scope"), ("budget", "precision"), ("budget", "coverage"), ("budget", "in_scope"))
 
 
 def _kind_faults(task: Task, file: _File) -> list[tuple[tuple[str | int, ...], str]]:
@@ -316,6 +348,9 @@ def _kind_faults(task: Task, file: _File) -> list[tuple[tuple[str | int, ...], s
     for table, key, for_writing in _ONLY:
         if key in getattr(file, table).model_fields_set and for_writing != task.writes:
             faults.append(((table, key), f"{table}.{key}: does not apply to kind {kind!r}"))
+    for table, key in _ONE_LABEL if task.multi_label else ():
+        if getattr(getattr(file, table), key) is not None:
+            faults.append(((table, key), f"{table}.{key}: needs one label per text, and multi_label is true"))
     if "answer" in file.model_fields_set and not task.writes:
         faults.append((("answer",), f"answer: does not apply to kind {kind!r}"))
     if (kind == "extract") != (task.answer.json_schema is not None):
@@ -339,6 +374,8 @@ def _kind_faults(task: Task, file: _File) -> list[tuple[tuple[str | int, ...], s
         faults.append((("base", "name"), f"{text}: one of `alambic bases --kind decoder`, a folder, or scratch"))
     if task.writes and task.base.name == "scratch" and task.base.parameters is None:
         faults.append((("base", "name"), "base.name = 'scratch' needs base.parameters, for example 10_000_000"))
+    if task.labels and kind != "classify":
+        faults.append((("labels",), f"labels: does not apply to kind {kind!r}"))
     return [*faults, *_preference_faults(task)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from alambic import __version__
 from alambic.build.context import Context, Fitted
 from alambic.bundle import Bundle, seal
+from alambic.kinds.decision import Decision
 from alambic.manifest import Manifest, PartSpec
 from alambic.measure.machine import versions
 from alambic.report.card import render_card
@@ -23,11 +24,13 @@ _OWN_LICENCE = "follows the licences of base and data"
 
 @dataclass(frozen=True)
 class Extras:
-    """What a final bundle holds beyond a trial one."""
+    """What a final bundle holds beyond a trial one; `index` is that of the training rows."""
 
     scores: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     threshold: float = 0.5
+    decision: Decision | None = None
+    index: tuple[PartSpec, Path] | None = None
 
 
 def assemble(ctx: Context, name: str, fitted: Fitted, out: Path, extras: Extras | None = None) -> Bundle:
@@ -42,11 +45,15 @@ def assemble(ctx: Context, name: str, fitted: Fitted, out: Path, extras: Extras 
     """
     extras = extras or Extras()
     out.mkdir(parents=True, exist_ok=True)
-    for part, source in fitted.parts:
+    for part, source in (*fitted.parts, *_beside(extras)):
         copy_files(source, out / part.folder)
     manifest = _manifest(ctx, name, fitted, extras)
     (out / "README.md").write_text(render_card(manifest.model_dump(mode="json")), "utf-8")
     return seal(out, manifest)
+
+
+def _beside(extras: Extras) -> tuple[tuple[PartSpec, Path], ...]:
+    return () if extras.index is None else (extras.index,)
 
 
 def copy_files(source: Path, target: Path) -> None:
@@ -77,13 +84,22 @@ def _manifest(ctx: Context, name: str, fitted: Fitted, extras: Extras) -> Manife
         "licence": task.data.licence or "not stated",
     }
     return Manifest(
-        **provenance(task, name, parts=parts, base=base, data=data, scores=extras.scores, machine=ctx.machine),
+        **provenance(
+            task,
+            name,
+            parts=(*parts, *(p for p, _ in _beside(extras))),
+            base=base,
+            data=data,
+            scores=extras.scores,
+            machine=ctx.machine,
+        ),
         labels=ctx.train.labels,
         multi_label=task.multi_label,
         threshold=extras.threshold,
         long=task.data.long,  # type: ignore[arg-type]  # leave_out is refused for classifiers
         entry=parts[-1].name,
         temperature=extras.temperature,
+        decision=extras.decision,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alambic.build.keeping import keep
 from alambic.build.prepare import find_base, read_rows, settle_base
 from alambic.data.check import Audit, audit
 from alambic.data.split import Splits
@@ -21,6 +22,8 @@ def check_task(task: Task) -> Work[Audit]:
     base = find_base(task)
     rows = read_rows(task, lock=None)
     for note in rows.notes:
+        yield Note(note)
+    for note in keep(task, rows.splits, own_dev=rows.dev is not None)[2]:
         yield Note(note)
     base = yield from settle_base(task, base, rows)
     return audit_rows(rows.splits, base)

@@ -6,14 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from alambic.build.audit import audit_trials
 from alambic.build.check import audit_rows
 from alambic.build.context import Context
 from alambic.build.final import finish
 from alambic.build.outcome import Ended, conclude
 from alambic.build.plan import Plan, plan
 from alambic.build.prepare import find_base, prepare
+from alambic.build.promises import promise_checks, promise_sentences
 from alambic.build.result import BuildResult
-from alambic.build.trial import try_candidate
+from alambic.build.trial import deciding_rows, try_candidate
 from alambic.events import Note, Work
 from alambic.measure.frontier import choose
 from alambic.task import Task
@@ -63,6 +65,10 @@ def build_classifier(task: Task, run: Path) -> Work[BuildResult]:
             audit=audit,
             versions=ctx.machine["versions"],
             sample=_sample(ctx),
+            labels=audit_trials(ctx, trials, deciding_rows(made.folds)),
+            remarks=promise_sentences(final.decision, final.trust),
+            promises=promise_checks(task, final.decision, final.trust),
+            trust=final.trust,
         )
         result = yield from conclude(ended, worked=bool(ctx.workspace.ran), began=began)
     return result

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alambic.build.keeping import Kept
 from alambic.data.dataset import Dataset
 from alambic.data.split import Splits
 from alambic.manifest import PartSpec
@@ -37,7 +38,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Context:
-    """The constants of one build."""
+    """The constants of one build; `kept` are rows that no other part has, kept apart for what the task promises."""
 
     task: Task
     workspace: Workspace
@@ -48,6 +49,7 @@ class Context:
     base: Base | None
     threads: int | None
     machine: dict[str, Any]
+    kept: Kept | None = None
 
     @property
     def machine_digest(self) -> str:

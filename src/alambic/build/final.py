@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from alambic import __version__
 from alambic.build.assemble import Extras, assemble
 from alambic.build.context import ENGINE_LIBRARIES, Context
+from alambic.build.deciding import calibrate, calibration_of, decision_stage, judge
+from alambic.build.indexing import index_part, index_stage
 from alambic.build.ladder import fit
 from alambic.build.trial import Trial, bundle_stage
 from alambic.bundle import open_bundle, seal
@@ -22,42 +24,49 @@ from alambic.engines import ClassifyEngine, open_engine
 from alambic.errors import BundleError
 from alambic.events import Work
 from alambic.kinds.classify import decide
+from alambic.kinds.decision import Decision
 from alambic.kinds.golden import GOLDEN_TEXTS
 from alambic.manifest import Golden
 from alambic.measure import Costs, Options, measure_costs
 from alambic.measure.frontier import Point, point_of
-from alambic.measure.metrics import METRICS
 from alambic.measure.quality import Quality, quality_of
 from alambic.workspace import Stage, StageSpec, on_disk, write_text
 
 RESULT = "result.json"
 PAGES = ("report.html", "tradeoff.png", "tradeoff.svg")
-_GRID = np.geomspace(0.25, 4.0, 65)  # temperatures tried
-_THRESHOLDS = np.arange(0.1, 0.91, 0.05)
 
 
 @dataclass(frozen=True)
 class Final:
-    """The bundle that ships, with its only score on test."""
+    """The bundle that ships, with its only score on test; `trust` tells how calibration and decision did there."""
 
     bundle: Path
     quality: Quality
     point: Point
     costs: dict[str, Any]
+    decision: Decision | None
+    trust: dict[str, Any]
 
 
 def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
     """Refit the chosen candidate on train and dev, score it once on test, seal it under `run`."""
     fitted = yield from fit(ctx, trial.name, trial.fitted.refit, ctx.train, dev=None, tag="all")
-    draft = yield from bundle_stage(ctx, trial.name, fitted, tag="all")
-    temperature, threshold = calibrate(trial, ctx)
-    scored = yield from _test_stage(ctx, trial.name, draft, threshold)
+    temperature, threshold = calibrate(trial, ctx.task)
+    draft = yield from bundle_stage(ctx, trial.name, fitted, tag="all", temperature=temperature)
+    decision = yield from decision_stage(ctx, trial, draft, temperature)
+    scored = yield from _test_stage(ctx, trial.name, draft, threshold, decision)
     quality = Quality.from_dict(scored.result["quality"])
+    index = yield from index_stage(ctx, fitted)
     spec = StageSpec(
         "final",
-        {"temperature": temperature, "threshold": threshold, "scores": scored.result["scores"]},
-        {"fit": fitted.key, "test": scored.key, "task": ctx.task.digest},
-        version=4,
+        {
+            "temperature": temperature,
+            "threshold": threshold,
+            "scores": scored.result["scores"],
+            "decision": asdict(decision) if decision else None,
+        },
+        {"fit": fitted.key, "test": scored.key, "task": ctx.task.digest, "index": index.key if index else "none"},
+        version=5,
         libraries=ENGINE_LIBRARIES,
     )
 
@@ -65,7 +74,7 @@ def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
         yield from ()
         dev = {"n": trial.quality.n, **{k: v.to_dict() for k, v in trial.quality.scores.items()}}
         scores = {"dev": dev, "test": scored.result["scores"]}
-        extras = Extras(scores=scores, temperature=temperature, threshold=threshold)
+        extras = Extras(scores, temperature, threshold, decision, index_part(index) if index else None)
         bundle = assemble(ctx, trial.name, fitted, folder / "bundle", extras)
         # Golden answers come from the bundle that ships, with its temperature; then it is sealed again with them.
         with open_engine(bundle.path, threads=ctx.threads) as engine:
@@ -78,13 +87,15 @@ def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
     # The draft that was timed lacks the scores and golden answers that ship: sizes are of what ships.
     size_mb = open_bundle(bundle).size_bytes / 1e6
     point = replace(Point.from_dict(scored.result["point"]), size_mb=size_mb)
-    return Final(bundle, quality, point, {**scored.result["costs"], "size_mb": size_mb})
+    trust = {} if ctx.task.multi_label else {"dev": calibration_of(trial, temperature, seed=ctx.task.seed)}
+    trust |= scored.result["trust"]
+    return Final(bundle, quality, point, {**scored.result["costs"], "size_mb": size_mb}, decision, trust)
 
 
-def _test_stage(ctx: Context, name: str, draft: Stage, threshold: float) -> Work[Stage]:
+def _test_stage(ctx: Context, name: str, draft: Stage, threshold: float, decision: Decision | None) -> Work[Stage]:
     spec = StageSpec(
         f"test.{name}",
-        {"threads": ctx.threads, "threshold": threshold},
+        {"threads": ctx.threads, "threshold": threshold, "decision": asdict(decision) if decision else None},
         {"bundle": draft.key, "rows": ctx.test.digest, "machine": ctx.machine_digest},
         libraries=ENGINE_LIBRARIES,
     )
@@ -93,10 +104,10 @@ def _test_stage(ctx: Context, name: str, draft: Stage, threshold: float) -> Work
         yield from ()
         at = draft.folder / "bundle"
         with open_engine(at, threads=ctx.threads) as engine:
-            probabilities = engine.probabilities(ctx.test.texts)
+            probabilities, trust = judge(ctx.test, ctx.kept, decision, engine, seed=ctx.task.seed)
             costs = measure_costs(at, engine, ctx.test.texts, options=Options(threads=ctx.threads, seed=ctx.task.seed))
         quality = quality_of(ctx.test, _decide(ctx.test, probabilities, threshold), split="test", seed=ctx.task.seed)
-        return _scores(name, quality, costs)
+        return {**_scores(name, quality, costs), "trust": trust}
 
     stage = yield from ctx.workspace.run(spec, work)
     return stage
@@ -116,28 +127,6 @@ def _scores(name: str, quality: Quality, costs: Costs) -> dict[str, Any]:
 
 def _decide(rows: Dataset, probabilities: NDArray[np.float32], threshold: float) -> list[Any]:
     return decide(probabilities, rows.labels, multi_label=rows.multi_label, threshold=threshold)
-
-
-def calibrate(trial: Trial, ctx: Context) -> tuple[float, float]:
-    """Fit on the deciding rows the temperature of one label, or the threshold of several.
-
-    The temperature minimises the negative log-likelihood (Guo et al. 2017); it never changes which label wins.
-    """
-    truths = trial.quality.answers.truths
-    if ctx.task.multi_label:
-        metric = METRICS[ctx.task.metrics[0]]
-        scores = [metric(truths, trial.probabilities >= t) for t in _THRESHOLDS]
-        return 1.0, round(float(_THRESHOLDS[int(np.argmax(scores))]), 2)
-    if trial.fitted.parts[-1][0].params.get("output") == "probabilities":
-        return 1.0, 0.5
-    logs = np.log(np.clip(trial.probabilities.astype(np.float64), 1e-9, 1.0))
-    return round(float(min(_GRID, key=lambda t: _nll(logs * t, truths))), 4), 0.5
-
-
-def _nll(logits: NDArray[np.float64], truths: NDArray[Any]) -> float:
-    top = logits.max(axis=1, keepdims=True)
-    normaliser = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    return float((normaliser - logits[np.arange(len(truths)), truths]).mean())
 
 
 def golden_of(engine: ClassifyEngine) -> tuple[Golden, ...]:

@@ -144,7 +144,7 @@ def _logreg(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | None, t
 
 def _on_frozen(ctx: Context, name: str, recipe: Recipe, train: Dataset, tag: str) -> Work[Fitted]:
     encoder = yield from pack_base(ctx)
-    vectors = yield from _embed(ctx, encoder, ctx.train)
+    vectors = yield from embed(ctx, encoder, ctx.train)
     known = {example.digest: vector for example, vector in zip(ctx.train, vectors, strict=True)}
     rows = np.stack([known[example.digest] for example in train])
     fit_head = {"knn": heads.fit_knn_head, "logreg": heads.fit_logreg_head}[name]
@@ -158,7 +158,7 @@ def _on_frozen(ctx: Context, name: str, recipe: Recipe, train: Dataset, tag: str
     return Fitted(parts, f"{encoder.key}+{stage.key}", dict(recipe), vectors=known)
 
 
-def _embed(ctx: Context, encoder: Fitted, rows: Dataset) -> Work[NDArray[np.float32]]:
+def embed(ctx: Context, encoder: Fitted, rows: Dataset) -> Work[NDArray[np.float32]]:
     """Embed all rows once, through the packed encoder that would ship."""
     spec = StageSpec(
         "embed",

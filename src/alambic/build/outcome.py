@@ -13,7 +13,7 @@ from alambic.build.plan import Plan
 from alambic.build.result import BuildResult
 from alambic.bundle import open_bundle
 from alambic.events import Note, Work
-from alambic.measure.frontier import Choice, Point, check_limits
+from alambic.measure.frontier import Check, Choice, Point, check_limits
 from alambic.measure.metrics import Interval
 from alambic.measure.quality import Quality
 from alambic.measure.written_figures import WrittenFigures
@@ -97,6 +97,9 @@ class Ended:
         sample: a text to try.
         preferences: accuracy on dev pairs by candidate, where there are any.
         remarks: further sentences.
+        promises: what the task asks of single answers, held against test.
+        trust: how calibration and decision did, as JSON; empty for kinds that write.
+        labels: the audit of the labels of the rows that decided, as JSON; empty for kinds that write.
     """
 
     task: Task
@@ -114,6 +117,9 @@ class Ended:
     sample: str
     preferences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    promises: tuple[Check, ...] = ()
+    trust: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 def conclude(ended: Ended, *, worked: bool, began: float) -> Work[BuildResult]:
@@ -152,7 +158,7 @@ def conclude(ended: Ended, *, worked: bool, began: float) -> Work[BuildResult]:
 
 def _result(ended: Ended) -> dict[str, Any]:
     """The figures of a build as JSON; nothing that changes from one run to the next with the same stages."""
-    checks = check_limits(ended.point, ended.task.budget)
+    checks = (*check_limits(ended.point, ended.task.budget), *ended.promises)
     met = all(check.met for check in checks)
     limits = [{k: v for k, v in vars(check).items() if k != "gap"} for check in checks]
     return {
@@ -166,6 +172,7 @@ def _result(ended: Ended) -> dict[str, Any]:
         "budget": {"met": met, "surely": all(c.surely for c in checks), "on": "test", "limits": limits},
         "sentences": [*sentences(ended.task, ended.choice, ended.test.scores, ended.point, met), *ended.remarks],
         "predicted_seconds": round(ended.made.seconds, 1),
+        **({"trust": ended.trust} if ended.trust else {}),
     }
 
 
@@ -191,4 +198,8 @@ def _report(ended: Ended) -> Report:
         notes=ended.made.notes,
         created=open_bundle(ended.bundle).manifest.created,
         preferences=ended.preferences,
+        promises=ended.promises,
+        trust=ended.trust,
+        remarks=ended.remarks if ended.trust else (),
+        labels=ended.labels,
     )

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alambic.build.context import Context, Fold
+from alambic.build.keeping import keep
 from alambic.build.ladder import NEEDS_BASE, check_recipe
 from alambic.data.dataset import Dataset
 from alambic.data.read import read_dataset
 from alambic.data.split import Splits, split
-from alambic.errors import TaskError
+from alambic.errors import DataError, TaskError, nearest
 from alambic.events import Note, Work
 from alambic.measure.frontier import contradictions
 from alambic.measure.machine import fingerprint
@@ -40,6 +41,7 @@ def read_rows(task: Task, *, lock: Path | None) -> Rows:
         DataError: a file or its content cannot be used.
     """
     first = read_dataset(task.path_of(task.data.train), task.data, multi_label=task.multi_label)
+    _check_declared(task, first.dataset)
     notes = list(first.notes)
     labels = first.dataset.labels
     found = first.columns
@@ -55,6 +57,14 @@ def read_rows(task: Task, *, lock: Path | None) -> Rows:
     dev, test = others
     splits = split(first.dataset, dev, test, spec=task.data, seed=task.seed, lock=lock)
     return Rows(first.dataset, dev, test, splits, (*notes, *splits.notes))
+
+
+def _check_declared(task: Task, train: Dataset) -> None:
+    """Refuse labels that the task's `[labels]` does not list: one that is misspelt would become a label of its own."""
+    strange = next((e for e in train if task.labels and not set(e.labels) <= task.labels.keys()), None)
+    if strange is not None:
+        name = next(name for name in strange.labels if name not in task.labels)
+        raise DataError(f"{strange.where}: label {name!r} is not in [labels]; {nearest(name, task.labels)}")
 
 
 def folds_of(splits: Splits) -> tuple[Fold, ...]:
@@ -111,17 +121,20 @@ def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context
     rows = read_rows(task, lock=workspace.root / LOCK)
     for note in rows.notes:
         yield Note(note)
+    splits, kept, notes = keep(task, rows.splits, own_dev=rows.dev is not None)
+    for note in notes:
+        yield Note(note)
     base = yield from settle_base(task, base, rows)
-    splits = rows.splits
     everything = splits.train if splits.dev is None else splits.train + splits.dev
     return Context(
         task=task,
         workspace=workspace,
         train=everything,
         test=splits.test,
-        splits=splits,
+        splits=rows.splits,
         folds=folds_of(splits),
         base=base,
         threads=task.task.threads,
         machine=fingerprint(),
+        kept=kept,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alambic.build.assemble import assemble
+from alambic.build.assemble import Extras, assemble
 from alambic.build.context import ENGINE_LIBRARIES, Context, Fitted, Fold
 from alambic.build.ladder import agree, fit
 from alambic.data.dataset import Dataset
@@ -73,7 +73,7 @@ def deciding_rows(folds: tuple[Fold, ...]) -> Dataset:
     return rows
 
 
-def bundle_stage(ctx: Context, name: str, fitted: Fitted, *, tag: str) -> Work[Stage]:
+def bundle_stage(ctx: Context, name: str, fitted: Fitted, *, tag: str, temperature: float | None = None) -> Work[Stage]:
     """Seal the parts of `fitted` as a bundle in a stage of its own.
 
     Its key holds what the bundle computes with, not the whole task file: another budget or description must not try
@@ -83,14 +83,18 @@ def bundle_stage(ctx: Context, name: str, fitted: Fitted, *, tag: str) -> Work[S
     computes = {"name": task.name, "long": task.data.long, "multi_label": task.multi_label, "labels": ctx.train.labels}
     spec = StageSpec(
         f"bundle.{name}.{tag}",
-        {**computes, "parts": [p.name for p, _ in fitted.parts]},
+        {
+            **computes,
+            "parts": [p.name for p, _ in fitted.parts],
+            **({"temperature": temperature} if temperature else {}),
+        },
         {"fit": fitted.key},
         version=2,
     )
 
     def work(folder: Path) -> Work[dict[str, Any]]:
         yield from ()
-        bundle = assemble(ctx, name, fitted, folder / "bundle")
+        bundle = assemble(ctx, name, fitted, folder / "bundle", Extras(temperature=temperature or 1.0))
         return {"seal": bundle.manifest.seal}
 
     stage = yield from ctx.workspace.run(spec, work)

@@ -17,6 +17,7 @@ from alambic import __version__
 COMMANDS = {
     "new": "Write a first task file and example data.",
     "check": "Validate a task and audit its data.",
+    "label": "Annotate texts in a local page, the most useful first.",
     "build": "Build the smallest model that meets the budget.",
     "measure": "Measure a bundle on labelled data, on this machine.",
     "predict": "Predict the labels of texts, or write the answers.",

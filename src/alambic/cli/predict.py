@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--output", "target", type=click.Path(path_type=Path), help="JSON Lines file to write.")
 @click.option("--text-column", help="Column of the texts in --input; guessed when absent.")
 @click.option("--top-k", type=click.IntRange(min=1), help="Also give the probabilities of the K likeliest labels.")
+@click.option("--why", type=click.IntRange(min=1), help="Also show the N training rows nearest to each text.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.")
 @click.option("--force", is_flag=True, help="Overwrite --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
@@ -71,7 +72,8 @@ def _print(engine: ClassifyEngine | BundleWriter, text: str, options: dict[str, 
     from alambic.predict_file import predicting
 
     top_k: int | None = options["top_k"]  # type: ignore[assignment]
-    answer = predicting(engine, top_k=top_k)([text])[0]
+    why: int | None = options["why"]  # type: ignore[assignment]
+    answer = predicting(engine, top_k=top_k, why=why)([text])[0]
     if options["as_json"]:
         click.echo(json.dumps(answer, ensure_ascii=False))
         return
@@ -79,9 +81,16 @@ def _print(engine: ClassifyEngine | BundleWriter, text: str, options: dict[str, 
         click.echo(answer["prediction"])
         return
     value = answer["prediction"]
-    click.echo(f"{', '.join(value) or '(none)' if isinstance(value, list) else value}\t{answer['confidence']:.3f}")
+    said = ", ".join(value) or "(none)" if isinstance(value, list) else value
+    said = f"{said}\t{answer['confidence']:.3f}"
+    click.echo(f"{said}\tabstained: {answer['because'].replace('_', ' ')}" if answer["abstained"] else said)
+    if "label_set" in answer:
+        click.echo(f"  one of: {', '.join(answer['label_set'])}")
     for name, p in answer.get("scores", {}).items():
         click.echo(f"  {name:<24} {p:.3f}")
+    for row in answer.get("reasons", ()):
+        shown = row.get("text") or f"sha256 {row['digest'][:12]}"
+        click.echo(f"  near {row['similarity']:.3f}  {', '.join(row['labels']) or '(none)'}  {row['where']}  {shown}")
 
 
 def _file(engine: ClassifyEngine | BundleWriter, source: Path, target: Path, options: dict[str, object]) -> int:
@@ -97,10 +106,12 @@ def _file(engine: ClassifyEngine | BundleWriter, source: Path, target: Path, opt
     spec = DataSpec(train=str(source), text=guess.columns.text)  # type: ignore[call-arg]
     seal = engine.bundle.manifest.seal
     top_k: int | None = options["top_k"]  # type: ignore[assignment]
+    why: int | None = options["why"]  # type: ignore[assignment]
     with shown(quiet=bool(options["as_json"])) as listener:
         for note in guess.notes:
             listener(Note(note))
-        result = drain(predict_file(engine, source, target, spec=spec, bundle_seal=seal, top_k=top_k), listener)
+        work = predict_file(engine, source, target, spec=spec, bundle_seal=seal, top_k=top_k, why=why)
+        result = drain(work, listener)
     line = {
         "rows": result.rows,
         "errors": result.errors,

@@ -102,6 +102,19 @@ def split(
     return Splits(dataset.take([i for i in rest if places[i] != 0]), dataset.take(held), outer, (), tuple(notes))
 
 
+def set_aside(dataset: Dataset, count: int, *, seed: int) -> tuple[int, ...]:
+    """Return the places of about `count` rows of `dataset`, drawn at random; alike rows and groups stay together.
+
+    A group larger than what is still wanted is passed over, so a few less may come back.
+    """
+    units, _ = _units(dataset, seed, dataset.texts, crowded=False)
+    taken: list[int] = []
+    for unit in sorted(units, key=lambda unit: unit.order):
+        if len(taken) + len(unit.rows) <= count:
+            taken += unit.rows
+    return tuple(sorted(taken))
+
+
 @dataclass(frozen=True)
 class Held:
     """How many rows slot 0, the dev part, gets at least (where there are three times as many) and at most."""

@@ -7,6 +7,7 @@ bundle's manifest can name nothing else. Importing this imports no engine's libr
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ __all__ = ["ON_VECTORS", "PARTS", "ClassifyEngine", "TextReader", "load_part", "
 PARTS = Registry(
     "engine",
     {
+        "examples": "alambic.engines.examples:Examples",
         "knn-head": "alambic.engines.heads:KnnHead",
         "linear-head": "alambic.engines.heads:LinearHead",
         "majority": "alambic.engines.majority:Majority",
@@ -92,12 +94,16 @@ def open_engine(
         if spec.engine not in PARTS:
             known = nearest(spec.engine, PARTS)
             raise EngineError(f"{bundle.source}: part {spec.name!r}: unknown engine {spec.engine!r}", hint=known)
+        if spec.engine == "examples":
+            raise EngineError(f"{bundle.source}: part {spec.name!r}: an index of examples gives no labels")
         if (spec.engine in ON_VECTORS) != (spec is not first):
             takes = "the output of another part" if spec.engine in ON_VECTORS else "texts"
             raise EngineError(f"{bundle.source}: part {spec.name!r}: engine {spec.engine!r} takes {takes}")
     reader = open_part(first, bundle.folder(first), long=bundle.manifest.long, threads=threads, cache_dir=cache_dir)
     heads = [load_part(spec, bundle.folder(spec), threads=threads) for spec in rest]
-    return ClassifyEngine(bundle, reader, heads)
+    index = next((spec for spec in bundle.manifest.parts if spec.engine == "examples"), None)
+    examples = None if index is None else partial(load_part, index, bundle.folder(index))
+    return ClassifyEngine(bundle, reader, heads, examples=examples)
 
 
 def open_part(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,12 @@ from alambic.data.clean import clean_text
 from alambic.engines.parts import Array, Part, TokenPart
 from alambic.engines.windows import Cutter
 from alambic.errors import EngineError
-from alambic.kinds.classify import Prediction, decide
+from alambic.kinds.classify import Prediction, Reason, decide
+from alambic.kinds.decision import SCOPES, Scope, scope_scores, tempered
 from alambic.kinds.inputs import Input, text_of
+
+if TYPE_CHECKING:
+    from alambic.engines.examples import Examples
 
 _CHUNK = 1024  # texts whose ids are held at once
 
@@ -87,8 +92,17 @@ class ClassifyEngine:
     An empty text is a text: the model answers for its special tokens alone, a linear part with its bias.
     """
 
-    def __init__(self, bundle: Bundle, reader: TextReader, heads: Sequence[Part]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        reader: TextReader,
+        heads: Sequence[Part],
+        *,
+        examples: Callable[[], Examples] | None = None,
+    ) -> None:
+        """Compose open parts; `examples` opens the index of training rows when it is first asked for."""
         self.bundle = bundle
+        self._examples = None if examples is None else cache(examples)
         self.labels = bundle.manifest.labels
         self.multi_label = bundle.manifest.multi_label
         self._reader = reader
@@ -96,15 +110,20 @@ class ClassifyEngine:
         self._last = getattr(self._heads[-1], "output", "logits") if self._heads else reader.output
         if self._last == "embedding":
             raise EngineError(f"{bundle.source}: the entry {bundle.manifest.entry!r} gives vectors, not label scores")
+        scope = bundle.manifest.decision.scope if bundle.manifest.decision is not None else None
+        if scope not in (None, *self.scopes):
+            raise EngineError(f"{bundle.source}: the decision looks at {scope!r}, and the model gives no logits")
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this engine can do: `predict`, `probabilities`, and where the bundle allows `embed` and `token_ids`."""
+        """What this engine can do: `predict`, `probabilities`, and where it can `embed`, `token_ids` and `reasons`."""
         extra = set()
         if self._reader.output == "embedding":
             extra.add("embed")
         if self._reader.tokens is not None:
             extra.add("token_ids")
+        if self._examples is not None:
+            extra.add("reasons")
         return frozenset({"predict", "probabilities", *extra})
 
     def predict(self, inputs: Sequence[str | Input], *, batch_size: int = 32) -> list[Prediction]:
@@ -114,20 +133,50 @@ class ClassifyEngine:
             EngineError: an input is not a text; `InputTooLong` when the task says `long = "error"`.
         """
         texts = [value if isinstance(value, str) else _text(value, i) for i, value in enumerate(_many(inputs))]
-        probabilities = self.probabilities(texts, batch_size=batch_size)
+        manifest = self.bundle.manifest
+        decision = manifest.decision
+        asked = (decision.scope,) if decision is not None and decision.scope is not None else ()
+        label = decision.scope_label if decision is not None else None
+        probabilities, scope = self._chunked(texts, asked, label, batch_size)
         return decide(
-            probabilities, self.labels, multi_label=self.multi_label, threshold=self.bundle.manifest.threshold
-        )
+            probabilities, self.labels, multi_label=self.multi_label, threshold=manifest.threshold, decision=decision,
+            scope=scope[asked[0]] if asked else None,
+        )  # fmt: skip
 
     def probabilities(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Return the probability of each label, [N, L]."""
+        return self._chunked(texts, (), None, batch_size)[0]
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scores of belonging to the task that this bundle can give (`kinds.decision.scope_scores`)."""
+        return SCOPES if self._last == "logits" else SCOPES[:1]
+
+    def scored(
+        self, texts: Sequence[str], *, label: str | None = None, batch_size: int = 32
+    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
+        """Return the probability of each label, [N, L], and each score of `scopes`, [N].
+
+        Args:
+            texts: what to read.
+            label: the label of texts of no other label, where there is one.
+            batch_size: bounds what is computed at once.
+        """
+        return self._chunked(texts, self.scopes, label, batch_size)
+
+    def _chunked(
+        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
+    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
         texts = clean(_many(texts))
         if len(texts) <= _CHUNK and texts:
-            return self._probabilities(texts, batch_size)
+            return self._probabilities(texts, asked, label, batch_size)
         out = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
+        scores = {name: np.zeros(len(texts)) for name in asked}
         for i in range(0, len(texts), _CHUNK):
-            out[i : i + _CHUNK] = self._probabilities(texts[i : i + _CHUNK], batch_size)
-        return out
+            out[i : i + _CHUNK], some = self._probabilities(texts[i : i + _CHUNK], asked, label, batch_size)
+            for name in asked:
+                scores[name][i : i + _CHUNK] = some[name]
+        return out, scores
 
     def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Return the vector of each text, [N, H]; only bundles with an encoder apart from its head can.
@@ -138,6 +187,22 @@ class ClassifyEngine:
         if "embed" not in self.capabilities:
             raise EngineError(f"{self.bundle.source}: this bundle gives no embeddings: its model ends in label scores")
         return self._reader.run(_many(texts), batch_size=batch_size)
+
+    def reasons(self, texts: Sequence[str], *, n: int = 3) -> list[tuple[Reason, ...]]:
+        """Return the `n` training rows nearest to each text, nearest first.
+
+        They are near by the vector of the bundle's encoder, or by words where its model gives no vectors; they show
+        what the bundle has seen of the kind, they are not what it computes with.
+
+        Raises:
+            EngineError: this bundle holds no index of examples.
+        """
+        if self._examples is None:
+            raise EngineError(
+                f"{self.bundle.source}: this bundle holds no index of training rows",
+                hint='reasons = "rows" (or "texts") under [data] of the task, and build again',
+            )
+        return self._examples().nearest(_many(texts), n=n, embed=self.embed)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, special tokens included, before windows are cut.
@@ -181,14 +246,22 @@ class ClassifyEngine:
         """
         if "embed" not in self.capabilities:
             raise EngineError(f"{self.bundle.source}: this bundle takes no embeddings: its model ends in label scores")
-        return self._finish(vectors)
+        return self._activated(self._headed(vectors))
 
-    def _probabilities(self, texts: Sequence[str], batch_size: int) -> NDArray[np.float32]:
+    def _probabilities(
+        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
+    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
         values, owners = self._reader.read(texts, batch_size=batch_size)
-        values = self._finish(values)
-        return values if owners is None else owners.mean(values)
+        values = self._headed(values)
+        probabilities = self._activated(values)
+        logits = values if self._last == "logits" else None
+        scores = {name: scope_scores(name, probabilities, logits, self.labels, label=label) for name in asked}
+        if owners is None:
+            return probabilities, scores
+        whole = {name: owners.mean(rows[:, None])[:, 0].astype(np.float64) for name, rows in scores.items()}
+        return owners.mean(probabilities), whole
 
-    def _finish(self, values: Array) -> NDArray[np.float32]:
+    def _headed(self, values: Array) -> Array:
         for head in self._heads:
             values = head.run(values)
         if values.ndim != 2 or values.shape[1] != len(self.labels):
@@ -196,8 +269,14 @@ class ClassifyEngine:
                 f"{self.bundle.source}: the model gives {values.shape[-1]} scores and the bundle has "
                 f"{len(self.labels)} labels"
             )
+        return values
+
+    def _activated(self, values: Array) -> NDArray[np.float32]:
+        temperature = self.bundle.manifest.temperature
         if self._last == "logits":
-            values = activate(values, multi_label=self.multi_label, temperature=self.bundle.manifest.temperature)
+            values = activate(values, multi_label=self.multi_label, temperature=temperature)
+        elif temperature != 1.0:
+            values = tempered(values, temperature)
         return np.asarray(values, dtype=np.float32)
 
 

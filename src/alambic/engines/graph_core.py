@@ -2,6 +2,9 @@
 
 The same seam as `alambic.engines.genai_core`: requests in, ids out, step by step, owned by one thread. Each running
 request has its own state; a step writes one token of each.
+
+Encoder-decoders write one answer after the other: OpenVINO 2026.4 mixes up the states of a decoder's requests that
+run in turn and attend to texts of different lengths (a shape error in float32, a corrupted heap in bf16).
 """
 
 from __future__ import annotations
@@ -47,6 +50,11 @@ class Graphs:
     An infer request is native memory, tensors and states, that a thread must not touch while another one runs it, and
     all requests of a graph share its buffers. So one lock covers every run, and what leaves it is copied. Some requests
     are kept and their states reset, as OpenVINO means them to be used, rather than one made and freed for each answer.
+
+    Attributes:
+        spec: what was opened.
+        paired: an encoder-decoder, whose `turn` a reading holds from its first logits to its end.
+        inputs: names of what the decoder takes.
     """
 
     def __init__(self, spec: GraphSpec) -> None:
@@ -56,19 +64,24 @@ class Graphs:
             EngineError: one is missing or cannot be compiled.
         """
         self.spec = spec
-        paired = spec.start_id is not None
-        self._decoder = self._compile(DECODER if paired else MODEL)
-        self._encoder = self._compile(ENCODER).create_infer_request() if paired else None
+        self.paired = spec.start_id is not None
+        self.turn = threading.Lock()
+        self._decoder = self._compile(DECODER if self.paired else MODEL)
+        self._encoder = self._compile(ENCODER).create_infer_request() if self.paired else None
         self.inputs = frozenset(name for port in self._decoder.inputs for name in port.get_names())
         self._lock = threading.Lock()
         self._free: list[Any] = []  # requests of the decoder that nobody reads with; their states are reset
 
     def reading(self, prompt: Sequence[int]) -> Reading:
         """Start to read: of an encoder-decoder, `prompt` is what is encoded. Close it when done."""
-        encoded = self.encode(prompt)
+        return Reading(self, prompt, self.encode(prompt))
+
+    def take(self) -> Any:
+        """Return a request of the decoder; of an encoder-decoder, once the reading before has ended."""
+        if self.paired:
+            self.turn.acquire()
         with self._lock:
-            request = self._free.pop() if self._free else self._decoder.create_infer_request()
-        return Reading(self, request, prompt, encoded)
+            return self._free.pop() if self._free else self._decoder.create_infer_request()
 
     def encode(self, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return what the decoder of an encoder-decoder attends to; nothing for a decoder alone."""
@@ -90,6 +103,8 @@ class Graphs:
             if len(self._free) < _KEPT:
                 request.reset_state()
                 self._free.append(request)
+        if self.paired:
+            self.turn.release()
 
     def _run(self, request: Any, inputs: Mapping[str, NDArray[Any]], output: str, part: Any) -> NDArray[Any]:
         with self._lock:
@@ -110,12 +125,10 @@ class Graphs:
 class Reading:
     """One sequence on its way through the decoder, by one thread at a time."""
 
-    def __init__(
-        self, graphs: Graphs, request: Any, prompt: Sequence[int], encoded: Mapping[str, NDArray[Any]]
-    ) -> None:
+    def __init__(self, graphs: Graphs, prompt: Sequence[int], encoded: Mapping[str, NDArray[Any]]) -> None:
         start = graphs.spec.start_id
         self._graphs = graphs
-        self._request = request
+        self._request: Any = None
         self._others = encoded
         self._unread = list(prompt) if start is None else [start]
         self._length = 0
@@ -131,14 +144,23 @@ class Reading:
             "beam_idx": np.zeros(1, dtype=np.int32),
             **self._others,
         }
+        if self._request is None:
+            self._request = self._graphs.take()
         found = self._graphs.decode(self._request, known, rows=rows)
         self._length = total
         return found
 
     def close(self) -> None:
-        """Give its request back; nothing can be read any more. Do not, when the engine failed on it."""
+        """Give its request back; nothing can be read any more. Do not, when the engine failed on it: `drop` it."""
         request, self._request = self._request, None
-        self._graphs.take_back(request)
+        if request is not None:
+            self._graphs.take_back(request)
+
+    def drop(self) -> None:
+        """End without keeping the request, which may be in any state; the next reading gets its turn."""
+        request, self._request = self._request, None
+        if request is not None and self._graphs.paired:
+            self._graphs.turn.release()
 
 
 @dataclass
@@ -179,12 +201,16 @@ class GraphCore:
             self._running[id].cancelled = True
 
     def step(self) -> list[News]:
-        """Write one token of each request.
+        """Write one token of each request, of the first one alone where answers take turns.
 
         Raises:
             RuntimeError: the engine failed.
         """
-        news = [self._advance(running) for running in self._running.values()]
+        running = list(self._running.values())
+        if self._graphs.paired:
+            # A cancelled one may hold the turn: it ends before another begins.
+            running = [one for one in running if one.cancelled] or running[:1]
+        news = [self._advance(one) for one in running]
         for item in news:
             if item.end is not None:
                 self._running.pop(item.id).reading.close()
@@ -192,6 +218,8 @@ class GraphCore:
 
     def close(self) -> None:
         """Drop what runs."""
+        for running in self._running.values():
+            running.reading.drop()
         self._running.clear()
 
     def _advance(self, running: _Running) -> News:

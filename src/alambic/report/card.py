@@ -199,9 +199,29 @@ def _limits(manifest: Mapping[str, Any]) -> str:
         )
     return (
         "## Limits\n\nIt knows only the labels above and texts like those it was trained on; a text of another kind "
-        "gets one of these labels all the same. Check `confidence`, and measure it on your own rows with "
+        f"gets one of these labels all the same. {_abstention(manifest)} Measure it on your own rows with "
         "`alambic measure . --data FILE` before relying on it."
     )
+
+
+def _abstention(manifest: Mapping[str, Any]) -> str:
+    """Say when the bundle abstains, and what that rests on."""
+    decision = manifest.get("decision") or {}
+    found = (decision.get("facts") or {}).get("precision")
+    lines = []
+    if found is not None and found["kept"]:
+        lines.append(
+            f"It abstains under a confidence of {decision['threshold']:.4f}: of the answers it then gives, at least "
+            f"{found['precision']:g} are right, a bound at {found['confidence']:.0%} confidence from {found['n']} rows "
+            "that nothing else used, for texts like those rows."
+        )
+    elif found is not None:
+        lines.append(
+            f"A precision of {found['precision']:g} was asked and **is not supported** by the rows kept apart."
+        )
+    if decision.get("scope") is not None:
+        lines.append("Texts that seem to belong to no label are marked `abstained` too.")
+    return " ".join(lines) or "Check `confidence`."
 
 
 def _plain(value: object) -> str:

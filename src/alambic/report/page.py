@@ -22,7 +22,7 @@ from alambic.measure.metrics import Interval
 from alambic.measure.metrics import title_of as metric_title
 from alambic.measure.quality import Quality
 from alambic.measure.written_figures import WrittenFigures
-from alambic.report import answers, details, plots
+from alambic.report import answers, confidence, details, labels, plots
 from alambic.report._html import esc, number, table, tree
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Report:
         notes: further sentences on the choice ("a linear model wins").
         created: date and time, as text.
         preferences: by candidate, how often it finds the better answer of a dev pair likelier.
+        promises: what was asked of single answers (precision, label sets, scope), held against test.
+        trust: calibration and decision on dev and test, `build.deciding` says which figures; empty where none apply.
+        remarks: sentences on them.
+        labels: the audit of the labels of the dev rows, `Ranking.to_dict()`; empty where there is none.
         shipped: the chosen bundle as measured on test rows after its last fit; None when it was not measured again.
     """
 
@@ -66,6 +70,10 @@ class Report:
     created: str = ""
     shipped: Point | None = None
     preferences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    promises: tuple[Check, ...] = ()
+    trust: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def final(self) -> tuple[Check, ...]:
@@ -107,10 +115,12 @@ def render_page(report: Report) -> str:
         _figures(report),
         _section("Quality against time", _plot(report)),
         _section("All candidates", _candidates(report)),
+        _section("Confidence", confidence.section(report.trust)) if report.trust else "",
         _section("Preferences (dev pairs)", answers.preferences(report.preferences, name))
         if report.preferences
         else "",
         *_details(name, report.dev),
+        _section("Labels to review (dev rows)", labels.section(report.labels)) if report.labels else "",
         _section("Data", tree(report.audit)) if report.audit is not None else "",
         _section("Machine and versions", _machine(report)),
         _section("Run it again", _commands(report)) if report.commands else "",
@@ -141,7 +151,7 @@ def _rows(quality: Quality | WrittenFigures) -> str:
 
 def _verdict(report: Report) -> str:
     choice = report.choice
-    lines = [*choice.reasons, *report.notes, *_tie_lines(choice)]
+    lines = [*choice.reasons, *report.notes, *report.remarks, *_tie_lines(choice)]
     if choice.missed is not None:
         lines += choice.missed.helps
     final = report.final
@@ -149,6 +159,7 @@ def _verdict(report: Report) -> str:
         shipped = report.shipped or replace(report.chosen, quality=report.test.scores)
         lines += [_last_word(check, shipped) for check in final if check.limit not in COSTS or not check.met]
     items = "".join(f"<li>{esc(line)}</li>" for line in lines)
+    final = (*final, *report.promises)
     missed = choice.missed is not None or any(not check.met for check in final)
     return (
         f'<div class="verdict{" missed" if missed else ""}"><strong>{esc(choice.chosen)}</strong> '

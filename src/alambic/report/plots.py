@@ -47,7 +47,11 @@ def tradeoff_svg(points: Sequence[Point], choice: Choice, budget: Budget, *, siz
     """
     buffer = io.StringIO()
     _save(points, choice, budget, size, buffer, "svg", salt="narrow" if size.narrow else "wide")
-    svg = buffer.getvalue()
+    return in_page(buffer.getvalue(), "quality against time of each candidate")
+
+
+def in_page(svg: str, title: str) -> str:
+    """Return an SVG file's drawing as an element of a page, coloured by the page's variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     # Fixed lengths would not follow the width of a phone; the view box does.
@@ -55,7 +59,7 @@ def tradeoff_svg(points: Sequence[Point], choice: Choice, budget: Budget, *, siz
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
-    return svg.replace("<svg", '<svg role="img" aria-label="quality against time of each candidate"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 
 def write_tradeoff(points: Sequence[Point], choice: Choice, budget: Budget, path: Path) -> Path:

@@ -20,7 +20,8 @@ from alambic.serve.errors import CLIENT_GONE, ApiError, from_engine
 from alambic.serve.limits import Limits, read_body
 from alambic.serve.models import LoadedBundle
 
-_KEYS = ("input", "model", "top_k")
+_KEYS = ("input", "model", "top_k", "why")
+_MOST_REASONS = 50
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Classify:
     many: bool
     model: str
     top_k: int | None
+    why: int | None = None
 
     def param(self, index: int) -> str:
         """Name the text `index` as the client wrote it."""
@@ -57,11 +59,14 @@ async def answer(
     job = batchers[classify.model].submit([text for text in classify.texts if text.strip()])
     if not await finished(request, batchers[classify.model], job):
         return Response(status_code=CLIENT_GONE)
+    entries = _entries(classify, job, multi_label=model.multi_label)
+    if classify.why is not None:
+        await asyncio.to_thread(_add_reasons, entries, classify, model)
     return JSONResponse(
         {
             "object": "list",
             "model": classify.model,
-            "data": _entries(classify, job, multi_label=model.multi_label),
+            "data": entries,
             "usage": {"texts": len(classify.texts), "characters": sum(map(len, classify.texts))},
             "timings": timings_of(job, began),
         }
@@ -95,7 +100,11 @@ def parse(body: bytes, *, models: Choose, limits: Limits) -> tuple[Classify, Loa
     if not isinstance(asked, str | None):
         raise ApiError(400, "wrong_type", f"'model' is {json_kind(asked)}; it must be a text", param="model")
     name, model = models(asked)
-    return Classify(tuple(texts), isinstance(given, list), name, _top_k(data.get("top_k"))), model
+    top_k, why = _whole(data, "top_k"), _whole(data, "why", most=_MOST_REASONS)
+    if why is not None and not model.explains:
+        message = f"'why': model {name!r} holds no index of training rows"
+        raise ApiError(400, "no_reasons", message, param="why")
+    return Classify(tuple(texts), isinstance(given, list), name, top_k, why), model
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -119,13 +128,25 @@ def _check_text(text: object, where: str) -> None:
         raise ApiError(400, "invalid_unicode", f"'{where}' holds half of a surrogate pair, not valid text", param=where)
 
 
-def _top_k(value: object) -> int | None:
+def _whole(data: Mapping[str, Any], key: str, *, most: int | None = None) -> int | None:
+    value = data.get(key)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (most is not None and value > most):
         got = value if isinstance(value, int) and not isinstance(value, bool) else json_kind(value)
-        raise ApiError(400, "wrong_type", f"'top_k' is {got}; it must be a whole number from 1", param="top_k")
+        allowed = "a whole number from 1" + (f" to {most}" if most is not None else "")
+        raise ApiError(400, "wrong_type", f"'{key}' is {got}; it must be {allowed}", param=key)
     return value
+
+
+def _add_reasons(entries: list[dict[str, Any]], classify: Classify, model: LoadedBundle) -> None:
+    """Put the nearest training rows into every entry that has a prediction."""
+    answered = [entry for entry in entries if "error" not in entry]
+    texts = [classify.texts[entry["index"]] for entry in answered]
+    found = model.engine.reasons(texts, n=classify.why)  # type: ignore[attr-defined]  # `explains` was asked
+    for entry, reasons in zip(answered, found, strict=True):
+        rows = [vars(reason) for reason in reasons]
+        entry["reasons"] = [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
 async def finished(request: Request, batcher: Batcher[Any], job: Job[Any]) -> bool:
@@ -161,8 +182,13 @@ def _entries(classify: Classify, job: Job[Prediction], *, multi_label: bool) -> 
         if isinstance(outcome, Prediction):
             ranked = sorted(outcome.scores.items(), key=lambda item: -item[1])
             labels = list(outcome.labels) if multi_label else outcome.label
-            scores = dict(ranked[: classify.top_k])
-            entries.append({"index": index, "prediction": labels, "confidence": outcome.confidence, "scores": scores})
+            entry: dict[str, Any] = {"index": index, "prediction": labels, "confidence": outcome.confidence}
+            entry |= {"abstained": outcome.abstained, "scores": dict(ranked[: classify.top_k])}
+            if outcome.because is not None:
+                entry["because"] = outcome.because
+            if outcome.label_set is not None:
+                entry["label_set"] = list(outcome.label_set)
+            entries.append(entry)
         else:
             errors.append(from_engine(outcome, param=classify.param(index)))
             entries.append({"index": index, "error": errors[-1].body()})

@@ -57,6 +57,11 @@ class LoadedBundle:
         """Whether it gives the vector of a text."""
         return "embed" in getattr(self.engine, "capabilities", ())
 
+    @property
+    def explains(self) -> bool:
+        """Whether it can show the training rows nearest to a text."""
+        return "reasons" in getattr(self.engine, "capabilities", ())
+
 
 @dataclass(frozen=True)
 class LoadedWriter:

@@ -1,4 +1,4 @@
-"""The pages (to classify, to chat) and the report. The Content-Security-Policy of each lets it load nothing."""
+"""The pages (to classify, chat, label) and the report. The Content-Security-Policy of each lets it load nothing."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def page() -> Response:
 def chat() -> Response:
     """Return the page that chats."""
     return _page("chat.html")
+
+
+def label() -> Response:
+    """Return the page that annotates."""
+    return _page("label.html")
 
 
 def _page(name: str) -> Response:
