@@ -157,6 +157,15 @@ def test_ctrl_c_at_the_prompt_ends_nothing(talking: Callable[..., Any]) -> None:
 
 
 def test_ctrl_c_stops_the_answer_only(tmp_path: Path) -> None:
+    # A shell starts what runs in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _interrupted(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(tmp_path: Path) -> None:
     fake = FakeWriter()
     conversation = Conversation(BundleWriter(Bundle(tmp_path, _manifest(), tmp_path), fake))
     out = io.StringIO()

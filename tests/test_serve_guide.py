@@ -17,7 +17,9 @@ def test_guide_names_every_option_when_read() -> None:
 
 
 def test_guide_names_every_error_code_when_read() -> None:
-    source = "".join(path.read_text("utf-8") for path in (ROOT / "src" / "alambic" / "serve").glob("*.py"))
+    # The page of `alambic label` is the only client of annotate.py.
+    files = [path for path in (ROOT / "src" / "alambic" / "serve").glob("*.py") if path.name != "annotate.py"]
+    source = "".join(path.read_text("utf-8") for path in files)
     codes = set(re.findall(r'ApiError\(\s*\d{3},\s*"([a-z_]+)"', source)) | {"invalid_api_key", "missing_api_key"}
     table = GUIDE.partition("## Errors")[2].partition("## ")[0]
     named = set(re.findall(r"`([a-z]+_[a-z_]+)`", table))

@@ -228,7 +228,7 @@ def test_defaults_follow_size_and_kind_when_not_given():
     assert default_rate(500_000_000, method="lora", new=False) == 2e-4
     assert default_rate(500_000_000, method="lora", new=False) > default_rate(500_000_000, method="full", new=False)
     assert default_epochs(100, new=True) > default_epochs(100, new=False) > default_epochs(50_000, new=False)
-    assert default_rows_a_step(29_000, 30.0, new=True) == 137
+    assert default_rows_a_step(29_000, 30.0, new=True) == 68
     assert default_rows_a_step(10, 30.0, new=False) == 8
 
 

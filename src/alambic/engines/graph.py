@@ -205,7 +205,11 @@ class GraphWriter:
 
     def _score(self, ids: Sequence[int], after: Sequence[int]) -> list[float]:
         reading = self._graphs.reading(ids)
-        logits = reading.logits(after[:-1], rows=len(after))  # [K, V]
+        try:
+            logits = reading.logits(after[:-1], rows=len(after))  # [K, V]
+        except BaseException:
+            reading.drop()
+            raise
         reading.close()
         return [log_probability(row, token) for row, token in zip(logits, after, strict=True)]
 

@@ -80,8 +80,13 @@ class Graphs:
         """Return a request of the decoder; of an encoder-decoder, once the reading before has ended."""
         if self.paired:
             self.turn.acquire()
-        with self._lock:
-            return self._free.pop() if self._free else self._decoder.create_infer_request()
+        try:
+            with self._lock:
+                return self._free.pop() if self._free else self._decoder.create_infer_request()
+        except BaseException:
+            if self.paired:
+                self.turn.release()
+            raise
 
     def encode(self, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return what the decoder of an encoder-decoder attends to; nothing for a decoder alone."""
