@@ -112,7 +112,8 @@ def test_preferences_are_measured_and_reported_when_built(runs):
     page = (folder / "one" / "report.html").read_text("utf-8")
     assert "Preferences (dev pairs)" in page and page.count("better answer gained") == 1
     with alambic.open(result["bundle"]) as writer:
-        assert writer.predict(["alpha beta"])[0].text
+        reply = writer.predict(["alpha beta"])[0]  # what so small a model writes is not the point
+        assert reply.finish_reason in ("stop", "length") and reply.usage.completion_tokens > 0
     if result["chosen"] == "preferred-int8":
         assert open_bundle(result["bundle"]).manifest.data["preferences"]["rows"] > 0
 
