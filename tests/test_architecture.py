@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "alambic"
 
-FOUNDATION = {"errors", "events", "_extras", "_registry"}
+FOUNDATION = {"errors", "toml_file", "events", "_extras", "_registry"}
 # Everything that makes a prompt does it through the one renderer.
 # Package -> packages of ours it may import, besides the foundation and itself.
 MAY_IMPORT = {

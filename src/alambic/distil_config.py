@@ -6,14 +6,14 @@ Every error names the file, the line, the key, the value got and the values allo
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from alambic.errors import TaskError, nearest
-from alambic.task import Name, _dotted, _line, _read
+from alambic import toml_file
+from alambic.errors import TaskError
+from alambic.task import Name
 
 _GUIDE = "see docs/guides/distil.md"
 
@@ -148,31 +148,13 @@ def load_distil(path: Path | str, *, data: Path | None = None) -> DistilConfig:
         TaskError: the file is missing, is not TOML, or breaks its schema; every fault is listed with its line.
     """
     path = Path(path).resolve()
-    text = _read(path)
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise TaskError(f"{path.name}: not valid TOML: {error}", hint=_GUIDE) from error
-    try:
-        file = _File.model_validate(raw)
-    except ValidationError as error:
-        faults = [_describe(fault, text, path.name) for fault in error.errors()]
-        raise TaskError("\n".join(faults), hint=_GUIDE) from error
+    text = toml_file.read_text(path)
+    raw = toml_file.parse(text, path, hint=_GUIDE)
+    file = toml_file.validate(_File, raw, text, path, tables=_TABLES, hint=_GUIDE)
     if file.vocabulary.keep and "pieces" in file.vocabulary.model_fields_set:
-        line = _line(text, ("vocabulary", "pieces"))
+        line = toml_file.line_of(text, ("vocabulary", "pieces"))
         raise TaskError(f"{path.name}:{line}: vocabulary.pieces: does not apply with keep = true", hint=_GUIDE)
     return DistilConfig(
         path=path, text=text, root=(data or path.parent).expanduser().resolve(),
         **{name: getattr(file, name) for name in _File.model_fields},
     )  # fmt: skip
-
-
-def _describe(fault: Any, text: str, file: str) -> str:
-    loc: tuple[str | int, ...] = fault["loc"]
-    where = f"{file}:{_line(text, loc)}: {_dotted(loc)}"
-    if fault["type"] == "extra_forbidden":
-        known = list(_TABLES[str(loc[0])].model_fields) if len(loc) > 1 else list(_TABLES)
-        return f"{where}: unknown key; {nearest(str(loc[-1]), known)}"
-    if fault["type"] == "missing":
-        return f"{where}: missing"
-    return f"{where} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"

@@ -7,15 +7,15 @@ Every error names the file, the line, the key, the value got and the values allo
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from alambic import toml_file
 from alambic.errors import TaskError, nearest
-from alambic.task import Name, _dotted, _line, _read
+from alambic.task import Name
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -263,19 +263,12 @@ def load_pretrain(path: Path | str, *, corpus: Path | None = None, test_sets: tu
         TaskError: the file is missing, is not TOML, or breaks its schema; every fault is listed with its line.
     """
     path = Path(path).resolve()
-    text = _read(path)
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise TaskError(f"{path.name}: not valid TOML: {error}", hint="see docs/guides/pretrain.md") from error
-    try:
-        file = _File.model_validate(raw)
-    except ValidationError as error:
-        faults = [_describe(fault, text, path.name) for fault in error.errors()]
-        raise TaskError("\n".join(faults), hint="see docs/guides/pretrain.md") from error
+    text = toml_file.read_text(path)
+    raw = toml_file.parse(text, path, hint="see docs/guides/pretrain.md")
+    file = toml_file.validate(_File, raw, text, path, tables=_TABLES, hint="see docs/guides/pretrain.md")
     wrong = _faults(file)
     if wrong:
-        raise TaskError("\n".join(f"{path.name}:{_line(text, loc)}: {fault}" for loc, fault in wrong))
+        raise TaskError("\n".join(f"{path.name}:{toml_file.line_of(text, loc)}: {fault}" for loc, fault in wrong))
     root = corpus or path.parent / (file.pretrain.corpus or ".")
     named = tuple(path.parent / name for name in file.contamination.folders)
     return PretrainConfig(
@@ -309,19 +302,3 @@ def _faults(file: _File) -> list[tuple[tuple[str | int, ...], str]]:
     if file.contamination.short > file.contamination.ngram:
         faults.append((("contamination", "short"), "contamination.short: more than contamination.ngram"))
     return faults
-
-
-def _describe(fault: Any, text: str, file: str) -> str:
-    loc: tuple[str | int, ...] = fault["loc"]
-    where = f"{file}:{_line(text, loc)}: {_dotted(loc)}"
-    kind = fault["type"]
-    if kind == "extra_forbidden":
-        known = list(_TABLES[str(loc[0])].model_fields) if len(loc) > 1 else list(_TABLES)
-        return f"{where}: unknown key; {nearest(str(loc[-1]), known)}"
-    if kind == "missing":
-        return f"{where}: missing"
-    if kind == "literal_error":
-        return f"{where} = {fault['input']!r}; allowed: {fault['ctx']['expected']}"
-    if kind == "value_error":
-        return f"{where}: {fault['ctx']['error']}"
-    return f"{where} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"

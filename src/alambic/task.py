@@ -7,13 +7,12 @@ together. Unknown keys are errors. `json_schema()` describes the file for editor
 from __future__ import annotations
 
 import hashlib
-import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from alambic import toml_file
 from alambic.errors import TaskError, nearest
 from alambic.kinds import writing
 from alambic.kinds.classify import DEFAULT_CANDIDATES, METRICS, MULTI_LABEL_METRICS
@@ -201,6 +200,12 @@ class _File(_Spec):
     )
 
 
+_TABLES: dict[str, type[BaseModel]] = {
+    "task": TaskSpec, "data": DataSpec, "base": BaseSpec, "budget": Budget, "candidate": CandidateSpec,
+    "answer": AnswerSpec, "preferences": PreferencesSpec,
+}  # fmt: skip
+
+
 class Task(BaseModel):
     """A validated task; `root` is the folder that the paths of `data` start from."""
 
@@ -277,21 +282,14 @@ def load_task(path: Path | str) -> Task:
         TaskError: the file is missing, is not TOML, or breaks its schema; every fault is listed with its line.
     """
     path = Path(path).resolve()
-    source = _read(path)
-    try:
-        raw = tomllib.loads(source)
-    except tomllib.TOMLDecodeError as error:
-        raise TaskError(f"{path.name}: not valid TOML: {error}", hint="see docs/guides/task-file.md") from error
-    return parse_task(raw, source, path)
+    source = toml_file.read_text(path)
+    return parse_task(toml_file.parse(source, path, hint="see docs/guides/task-file.md"), source, path)
 
 
 def parse_task(raw: dict[str, Any], source: str, path: Path) -> Task:
     """Validate the parsed content `raw` of a task file whose text is `source`."""
-    try:
-        file = _File.model_validate(raw)
-    except ValidationError as error:
-        faults = [_describe(fault, source, path.name) for fault in error.errors()]
-        raise TaskError("\n".join(faults), hint="alambic check --schema prints every key and its values") from error
+    hint = "alambic check --schema prints every key and its values"
+    file = toml_file.validate(_File, raw, source, path, tables=_TABLES, hint=hint)
     names = tuple(file.candidate) or _default_candidates(file)
     data = file.data
     if file.task.kind in writing.WRITING and "long" not in data.model_fields_set:
@@ -302,7 +300,7 @@ def parse_task(raw: dict[str, Any], source: str, path: Path) -> Task:
     )  # fmt: skip
     wrong = [*_kind_faults(task, file), *_candidate_faults(task), *_budget_faults(task)]
     if wrong:
-        raise TaskError("\n".join(f"{path.name}:{_line(source, where)}: {text}" for where, text in wrong))
+        raise TaskError("\n".join(f"{path.name}:{toml_file.line_of(source, where)}: {text}" for where, text in wrong))
     return task
 
 
@@ -429,65 +427,3 @@ def _budget_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
         text = f"budget.peak_ram_mb = {budget.peak_ram_mb:g} is under budget.size_mb = {budget.size_mb:g}"
         faults.append((("budget", "peak_ram_mb"), text + "; a bundle is read into memory, so size_mb can never bind"))
     return faults
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        hint = f"here there is {', '.join(near)}" if near else "alambic new FOLDER writes a first task"
-        raise TaskError(f"{path}: no such task file", hint=hint) from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path.name}: not UTF-8 (byte {error.start})", hint="save the task file as UTF-8") from error
-    except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}") from error
-
-
-def _describe(fault: Any, source: str, file: str) -> str:
-    loc: tuple[str | int, ...] = fault["loc"]
-    where = f"{file}:{_line(source, loc)}: {_dotted(loc)}"
-    kind = fault["type"]
-    if kind == "extra_forbidden":
-        return f"{where}: unknown key; {nearest(str(loc[-1]), _fields_at(loc[:-1]))}"
-    if kind == "missing":
-        return f"{where}: missing"
-    if kind == "literal_error":
-        return f"{where} = {fault['input']!r}; allowed: {fault['ctx']['expected']}"
-    if kind == "value_error":
-        return f"{where}: {fault['ctx']['error']}"
-    return f"{where} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
-
-
-def _fields_at(loc: tuple[str | int, ...]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {
-        "task": TaskSpec, "data": DataSpec, "base": BaseSpec, "budget": Budget, "candidate": CandidateSpec,
-        "answer": AnswerSpec, "preferences": PreferencesSpec,
-    }  # fmt: skip
-    return list(models[str(loc[0])].model_fields if loc else _File.model_fields)
-
-
-def _dotted(loc: tuple[str | int, ...]) -> str:
-    text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def _line(source: str, loc: tuple[str | int, ...]) -> int:
-    """Line of the key at `loc`, or of the deepest enclosing table that is in the file (1 when none is)."""
-    table, index, best = str(loc[0]) if loc else "", -1, 1
-    wanted = next((p for p in loc if isinstance(p, int)), None)
-    key = next((str(p) for p in reversed(loc[1:]) if isinstance(p, str)), None)
-    inside = False
-    for number, line in enumerate(source.splitlines(), 1):
-        header = re.match(r"\s*\[\[?\s*([^\]\s]+)\s*\]", line)
-        if header:
-            index += header.group(1) == table
-            inside = header.group(1).split(".")[0] == table and (wanted is None or index == wanted)
-            best = number if inside else best
-        elif (inside and key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line)) or (
-            len(loc) == 1 and re.match(rf"\s*{re.escape(table)}\s*=", line)
-        ):
-            return number
-    return best
