@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alambic.train.pretrain_attention import Bounds, attend, bounds_of, rotation, turn
 from alambic.train.pretrain_data import Ids
-from alambic.train.pretrain_model import Run, compiles, product_dtype
+from alambic.train.pretrain_model import Run, compiles, draw_weights, product_dtype
 from alambic.train.pretrain_params import PretrainParams
 from alambic.train.sft_loss import Head, streamed_parts, token_losses
 
@@ -42,22 +42,8 @@ def new_encoder(params: PretrainParams, *, vocabulary: int, special: dict[str, i
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = transformers.ModernBertForMaskedLM(config)
-    generator = torch.Generator().manual_seed(params.seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            _fill(name, weight, generator)
+    draw_weights(model, params.seed, table="tok_embeddings", zero=("Wo.weight",))
     return model
-
-
-def _fill(name: str, weight: Tensor, generator: torch.Generator) -> None:
-    if weight.ndim < 2:
-        weight.fill_(0.0 if name.endswith("bias") else 1.0)
-    elif "tok_embeddings" in name:
-        weight.normal_(0.0, 0.02, generator=generator)
-    elif name.endswith("Wo.weight"):
-        weight.zero_()
-    else:
-        weight.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
 
 
 def encoder_states(model: Any, ids: Tensor, bounds: Bounds, *, dtype: torch.dtype, block: Run | None = None) -> Tensor:

@@ -49,22 +49,30 @@ def new_decoder(params: PretrainParams, *, vocabulary: int, special: dict[str, i
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = transformers.LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(params.seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            _fill(name, weight, generator)
+    draw_weights(model, params.seed, table="embed_tokens", zero=("o_proj.weight", "down_proj.weight"))
     return model
 
 
-def _fill(name: str, weight: Tensor, generator: torch.Generator) -> None:
-    if weight.ndim < 2:
-        weight.fill_(1.0)
-    elif "embed_tokens" in name:
-        weight.normal_(0.0, 0.02, generator=generator)
-    elif name.endswith(("o_proj.weight", "down_proj.weight")):
-        weight.zero_()
-    else:
-        weight.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
+def draw_weights(model: nn.Module, seed: int, *, table: str, zero: tuple[str, ...]) -> None:
+    """Draw the weights of `model` as `new_decoder` says.
+
+    Args:
+        model: whose weights are overwritten.
+        seed: of the draw.
+        table: part of the name of the embeddings.
+        zero: ends of the names of the matrices that write to the residual stream.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim < 2:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif table in name:
+                weight.normal_(0.0, 0.02, generator=generator)
+            elif name.endswith(zero):
+                weight.zero_()
+            else:
+                weight.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
 
 
 def hidden_states(model: Any, ids: Tensor, bounds: Bounds, *, dtype: torch.dtype, block: Run | None = None) -> Tensor:
