@@ -27,7 +27,7 @@ def run(store: Any) -> str:
     """Train once (resumable), pack, translate both tests, score."""
     settings = {
         "parameters": int(os.environ.get("ALAMBIC_BENCH_PARAMETERS", "6000000")),
-        "epochs": float(os.environ.get("ALAMBIC_BENCH_EPOCHS", "16")),
+        "epochs": float(os.environ.get("ALAMBIC_BENCH_EPOCHS", "20")),
     }
     trained = store.part("train", lambda: _train(store.folder, **settings))
     scored = store.part("score", lambda: _score(store.folder))

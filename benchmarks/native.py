@@ -18,8 +18,8 @@ from run import ROOT, say
 
 VERSION = "0.3.36"
 CMAKE_ARGS = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"  # the second leaves out what sees images
-# GCC up to 12.3 drops the stores that fill a tile configuration, and llama.cpp then crashes on processors with AMX
-# (https://gcc.gnu.org/PR114098, https://github.com/ggml-org/llama.cpp/issues/20824): it is told to drop no stores.
+# llama.cpp built by g++ 12.2 crashed on a processor with AMX: the stores that fill a tile configuration were dropped as
+# dead (https://github.com/ggml-org/llama.cpp/issues/20824). So the compiler is told to drop none.
 CXXFLAGS = "-fno-tree-dse -fno-dse"
 FOLDER = ROOT / ".bench" / "serving" / "native"
 _MADE = {"version": VERSION, "cmake": CMAKE_ARGS, "cxxflags": CXXFLAGS}

@@ -49,7 +49,8 @@ def test_names_are_unique():
 
 def test_every_family_of_the_design_has_a_base():
     families = {entry.architecture for entry in ENTRIES}
-    assert families >= {*ENCODERS, *SEQ2SEQ, *DECODERS} - {"ministral3"}  # ministral3 is the text part of mistral3
+    unlisted = {"ministral3", "pegasus"}  # the text part of mistral3; the shape of new encoder-decoders
+    assert families >= {*ENCODERS, *SEQ2SEQ, *DECODERS} - unlisted
     wanted = """llama-3.2-1b llama-3.2-3b tinyllama qwen2.5-0.5b qwen2.5-1.5b gemma-2-2b phi-2 ministral-3-3b
                 ministral-8b stablelm-3b starcoder2-3b deepseek-coder-1.3b xgen-7b"""
     assert [start for start in wanted.split() if not any(name.startswith(start) for name in NAMES)] == []

@@ -13,14 +13,12 @@ from alambic.kinds.chat import Chat, Message
 from alambic.model.clone import ORIGINALS, clone
 from alambic.model.clone_tokenizers import make_tokenizer
 from alambic.model.decoder import Decoder
-from alambic.model.seq2seq import Seq2Seq, load_writer
+from alambic.model.seq2seq import FAMILIES, Seq2Seq, load_writer
 from alambic.model.tokenizer import from_sentencepiece, read_tokenizer
 
 CHAT = Chat.of("Hé, où est le 🙂 chien ?", completion="Là-bas, à 12 km.", system="Tu réponds.")
 TWO = Chat((*CHAT.messages, Message("user", "Et après ?"), Message("assistant", "Rien.")))
-DECODERS = [
-    name for name, original in ORIGINALS.items() if original.config["model_type"] not in ("t5", "marian", "bart")
-]
+DECODERS = [name for name, original in ORIGINALS.items() if original.config["model_type"] not in FAMILIES]
 SEQ2SEQ = [name for name in ORIGINALS if name not in DECODERS]
 
 

@@ -154,7 +154,7 @@ def test_resolve_reads_what_a_generator_needs_when_a_decoder(decoder):
     assert (base.context_tokens, base.max_tokens, base.has_template) == (131_072, 4096, True)
 
 
-@pytest.mark.parametrize("architecture", ["t5", "marian", "bart", "mbart"])
+@pytest.mark.parametrize("architecture", ["t5", "marian", "bart", "mbart", "pegasus"])
 def test_resolve_reads_an_encoder_decoder(folder, architecture):
     (folder / "config.json").write_text(json.dumps({"model_type": architecture, "d_model": 32, "n_positions": 512}))
     (folder / "spiece.model").write_bytes(b"x")

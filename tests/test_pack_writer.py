@@ -265,6 +265,15 @@ def test_encoder_decoder_equals_transformers_when_packed(pairs, paired):
     assert (paired[1].engine, paired[1].params["shape"]) == ("openvino-graph", "encoder-decoder")
 
 
+@pytest.mark.parametrize("name", ["barthez", "pegasus-xsum"])
+def test_norms_before_each_part_equal_transformers_when_packed(tmp_path, name):
+    writer = load_writer(clone(name, tmp_path / "base", width=32).folder, dtype=torch.float32)
+    drain(pack_openvino(tmp_path / "base", tmp_path / "writer", precision="fp32"))
+    prompts = [writer.source_ids(writer.source_text(chat)) for chat in PAIRS]
+    agreement = compare_greedy(writer, tmp_path / "writer", prompts)
+    assert agreement.equal, agreement.difference
+
+
 @pytest.mark.parametrize("precision", ["int8", pytest.param("int4", marks=_SLOW)])
 def test_encoder_decoder_stays_near_when_quantised(pairs, tmp_path, precision):
     part = drain(pack_openvino(pairs, tmp_path / "writer", precision=precision, calibration=PAIRS))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from alambic.kinds.chat import Chat
 from alambic.model.clone import ORIGINALS, clone
 from alambic.model.decoder import Decoder
-from alambic.model.seq2seq import Seq2Seq, load_writer
+from alambic.model.seq2seq import FAMILIES, Seq2Seq, load_writer
 from alambic.train.packing import Sample, _groups, attend, pack, padded, parts, rows_attention
 from alambic.train.sft_loss import Head, each_loss, streamed_loss, token_losses
 from alambic.train.sft_model import Learner
@@ -20,9 +20,7 @@ CHATS = [
     Chat.of("a", completion="b c d"),
     Chat.of("Please put this longer text into French, would you? " * 2, completion="Oui !", system="Be kind."),
 ]
-DECODERS = [
-    name for name, original in ORIGINALS.items() if original.config["model_type"] not in ("t5", "marian", "bart")
-]
+DECODERS = [name for name, original in ORIGINALS.items() if original.config["model_type"] not in FAMILIES]
 SEQ2SEQ = [name for name in ORIGINALS if name not in DECODERS]
 
 

@@ -1,7 +1,8 @@
 """The engine `openvino-graph`: models that write and that the batching pipeline of OpenVINO GenAI cannot take.
 
-Encoder-decoders (T5, Marian, BART) and Gemma 2, whose attention caps its scores. It has the same interface; answers
-that come together share the processor token by token, but not a batch, and none follows a JSON schema.
+Encoder-decoders (T5, Marian, BART, mBART, Pegasus) and Gemma 2, whose attention caps its scores. It has the same
+interface; answers that come together share the processor token by token, but not a batch, and none follows a JSON
+schema.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 # `model_type` of config.json. Encoders: the forward takes ids and a mask and returns the last hidden states.
 ENCODERS = ("bert", "camembert", "deberta-v2", "distilbert", "modernbert", "roberta", "xlm-roberta")
 DECODERS = ("gemma2", "llama", "ministral3", "mistral", "mistral3", "phi", "qwen2", "stablelm", "starcoder2")
-SEQ2SEQ = ("bart", "marian", "mbart", "t5")
+SEQ2SEQ = ("bart", "marian", "mbart", "pegasus", "t5")
 PRECISIONS = ("fp16", "int8", "int4")
 INT4_GROUP = 128  # weights that share one fp16 scale: what `pack` writes, and NNCF's default
 # The engine, its graph and one prompt's activations, beside weights and cache.
@@ -243,8 +243,12 @@ def _bart(s: Shape) -> int:
     return _bart_like(s, norms=2)  # after the embeddings of each side
 
 
+def _pegasus(s: Shape) -> int:
+    return _bart_like(s, norms=2)  # after the last layer of each side
+
+
 def _mbart(s: Shape) -> int:
-    return _bart_like(s, norms=4)  # and after the last layer of each side
+    return _bart_like(s, norms=4)  # as BART and as Pegasus
 
 
 _FORMULAS: dict[str, Callable[[Shape], int]] = {
@@ -252,5 +256,5 @@ _FORMULAS: dict[str, Callable[[Shape], int]] = {
     "phi": _phi, "stablelm": _stablelm, "starcoder2": _starcoder2,
     "bert": _bert, "roberta": _bert, "xlm-roberta": _bert, "camembert": _bert, "distilbert": _distilbert,
     "deberta-v2": _deberta, "modernbert": _modernbert,
-    "t5": _t5, "marian": _marian, "bart": _bart, "mbart": _mbart,
+    "t5": _t5, "marian": _marian, "bart": _bart, "mbart": _mbart, "pegasus": _pegasus,
 }  # fmt: skip

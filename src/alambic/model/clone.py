@@ -22,6 +22,7 @@ from alambic.errors import BaseModelError, nearest
 from alambic.model.clone_tokenizers import Made, make_tokenizer
 from alambic.model.decoder import save_tokenizer
 from alambic.model.encoder import _quiet as quiet
+from alambic.model.seq2seq import FAMILIES as SEQ2SEQ
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,15 @@ ORIGINALS: dict[str, Original] = {
         "model_type": "bart", "d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072,
         "decoder_ffn_dim": 3072, "encoder_attention_heads": 12, "decoder_attention_heads": 12, "vocab_size": 50265,
         "max_position_embeddings": 1024}),
+    "barthez": Original("moussaKam/barthez", {
+        "model_type": "mbart", "d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072,
+        "decoder_ffn_dim": 3072, "encoder_attention_heads": 12, "decoder_attention_heads": 12, "vocab_size": 50002,
+        "max_position_embeddings": 1024}, None, "unigram"),
+    "pegasus-xsum": Original("google/pegasus-xsum", {  # the shape of new encoder-decoders too (model.scratch)
+        "model_type": "pegasus", "d_model": 1024, "encoder_layers": 16, "decoder_layers": 16, "encoder_ffn_dim": 4096,
+        "decoder_ffn_dim": 4096, "encoder_attention_heads": 16, "decoder_attention_heads": 16, "vocab_size": 96103,
+        "activation_function": "relu", "max_position_embeddings": 512, "scale_embedding": True}, None, "unigram"),
 }  # fmt: skip
-_SEQ2SEQ = ("t5", "marian", "bart")
 _LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 
 
@@ -160,7 +168,7 @@ def clone(
     original = ORIGINALS[name]
     values = dict(original.config)
     kind = str(values.pop("model_type"))
-    made = make_tokenizer(original.tokenizer, original.kind, tokenizers, extra=original.extra, seq2seq=kind in _SEQ2SEQ)
+    made = make_tokenizer(original.tokenizer, original.kind, tokenizers, extra=original.extra, seq2seq=kind in SEQ2SEQ)
     values |= {key: layers for key in _LAYERS if key in values}
     if width is not None:
         values = _narrowed(values, kind, width)
@@ -175,7 +183,7 @@ def clone(
     for path in out.glob("*.safetensors"):
         path.chmod(0o644)
     _save_tokenizer(made, out, positions=int(values.get("max_position_embeddings", 512)))
-    if kind not in _SEQ2SEQ:
+    if kind not in SEQ2SEQ:
         record = {"bos_token_id": made.id("bos_token"), "eos_token_id": made.id("eos_token")}
         (out / "generation_config.json").write_text(json.dumps(record), encoding="utf-8")
     real = not made.trained and not original.stands_in
@@ -185,7 +193,7 @@ def clone(
 def _narrowed(values: dict[str, Any], kind: str, width: int) -> dict[str, Any]:
     """Shrink the hidden sizes, keeping the proportions of heads and inner layers."""
     heads = width // 16
-    if kind in _SEQ2SEQ:
+    if kind in SEQ2SEQ:
         inner = {"d_ff": 2 * width, "encoder_ffn_dim": 2 * width, "decoder_ffn_dim": 2 * width, "d_kv": 16}
         counts = {"num_heads": heads, "encoder_attention_heads": heads, "decoder_attention_heads": heads}
         return {**values, "d_model": width, **{k: v for k, v in (inner | counts).items() if k in values}}
@@ -207,14 +215,14 @@ def _model(kind: str, values: dict[str, Any], made: Made, *, seed: int) -> nn.Mo
         "eos_token_id": made.id("eos_token"),
         "pad_token_id": made.id("pad_token"),
     }
-    spread = {"init_std": width**-0.5} if kind in ("marian", "bart") else {"initializer_range": width**-0.5}
+    spread = {"init_std" if kind in SEQ2SEQ else "initializer_range": width**-0.5}
     if kind == "t5":
         spread = {"initializer_factor": 1.0}
-    if kind in _SEQ2SEQ:
-        ids["decoder_start_token_id"] = ids["eos_token_id"] if kind == "bart" else ids["pad_token_id"]
+    if kind in SEQ2SEQ:
+        ids["decoder_start_token_id"] = ids["eos_token_id"] if kind in ("bart", "mbart") else ids["pad_token_id"]
         ids["forced_eos_token_id"] = None
     config = transformers.AutoConfig.for_model(kind, **values, **spread, **ids)
-    loader = transformers.AutoModelForSeq2SeqLM if kind in _SEQ2SEQ else transformers.AutoModelForCausalLM
+    loader = transformers.AutoModelForSeq2SeqLM if kind in SEQ2SEQ else transformers.AutoModelForCausalLM
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:

@@ -1,4 +1,4 @@
-"""A new model made from nothing but a task's own text: a Llama-shaped decoder, or a Marian-shaped encoder-decoder.
+"""A new model made from nothing but a task's own text: a Llama-shaped decoder, or a Pegasus-shaped encoder-decoder.
 
 The tokenizer is a byte-level BPE trained on that text: any text can be read and written back exactly, and words are
 split as Qwen2 splits them, which every engine knows. Saved in Hugging Face layout, so that every exporter takes it.
@@ -64,7 +64,7 @@ def make_scratch(
         chats: the text that the tokenizer learns.
         out: an existing one is replaced.
         parameters: wanted, met within a few percent; 0: by the amount of text, 1 to 30 million.
-        shape: ``decoder`` (Llama) or ``encoder-decoder`` (Marian).
+        shape: ``decoder`` (Llama) or ``encoder-decoder`` (Pegasus).
         context_tokens: most it reads and writes together; twice the longest row when None.
         vocabulary: entries of the tokenizer; by size and text when None.
         seed: of the weights.
@@ -164,13 +164,15 @@ def _seq2seq_config(
 
     width = _width(count, parameters)
     pad, end = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
-    return transformers.MarianConfig(
+    # Norms stand before each part of a layer: with Marian's, after it, training from nothing is several times slower
+    # (Xiong et al. 2020, https://arxiv.org/abs/2002.04745; our figures: docs/lab-notes.md, 2026-11-21).
+    return transformers.PegasusConfig(
         vocab_size=rows, d_model=width, encoder_layers=depth, decoder_layers=depth, encoder_ffn_dim=2 * width,
         decoder_ffn_dim=2 * width, encoder_attention_heads=_heads(width),
         decoder_attention_heads=_heads(width), max_position_embeddings=context_tokens, scale_embedding=True,
-        static_position_embeddings=True, activation_function="relu", dropout=0.15 if small_text else 0.1,
-        attention_dropout=0.1, pad_token_id=pad, eos_token_id=end, bos_token_id=None, decoder_start_token_id=pad,
-        forced_eos_token_id=None, share_encoder_decoder_embeddings=True, init_std=width**-0.5,
+        activation_function="relu", dropout=0.2 if small_text else 0.1, attention_dropout=0.0, pad_token_id=pad,
+        eos_token_id=end, bos_token_id=None, decoder_start_token_id=pad, forced_eos_token_id=None,
+        init_std=width**-0.5,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Seq2Seq: an encoder-decoder (T5, Marian, BART) that reads one text and writes another. Saved in Hugging Face layout.
+"""Seq2Seq: an encoder-decoder that reads one text and writes another. Saved in Hugging Face layout.
 
     model = Seq2Seq.load(Path("opus-mt-en-fr"))
     source, target = model.labelled(Chat.of("A dog runs.", completion="Un chien court."))
@@ -32,7 +32,7 @@ from alambic.model.encoder import _quiet as quiet
 from alambic.model.tokenizer import SPIECE, read_tokenizer
 
 # `model_type` of config.json.
-FAMILIES = ("bart", "marian", "t5")
+FAMILIES = ("bart", "marian", "mbart", "pegasus", "t5")
 _MARIAN_FILES = ("source.spm", "target.spm", "vocab.json", "target_vocab.json", "tokenizer_config.json")
 
 
@@ -114,7 +114,8 @@ class Seq2Seq:
     @property
     def start_id(self) -> int:
         """Id that the decoder begins with."""
-        return int(self.model.config.decoder_start_token_id)
+        start = self.model.config.decoder_start_token_id
+        return self.ends[0] if start is None else int(start)  # mBART begins with what ends a text
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -129,7 +130,7 @@ class Seq2Seq:
 
     @property
     def head_bias(self) -> Tensor | None:
-        """What is added to the logits [V] (Marian, BART)."""
+        """What is added to the logits [V] (all but T5)."""
         bias = getattr(self.model, "final_logits_bias", None)
         return None if bias is None else bias[0]
 
