@@ -61,7 +61,8 @@ def build() -> dict[str, Any]:
         subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
         environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1), **os.environ}
         environment |= {"CMAKE_ARGS": CMAKE_ARGS, "CXXFLAGS": CXXFLAGS}
-        command = [python(), "-m", "pip", "install", "-v", "--no-binary", "llama-cpp-python"]
+        # Without the cache: it may hold a wheel that other flags made.
+        command = [python(), "-m", "pip", "install", "-v", "--no-cache-dir", "--no-binary", "llama-cpp-python"]
         with Path(f"{FOLDER}.log").open("w", encoding="utf-8") as log:
             done = subprocess.run(
                 [*command, f"llama-cpp-python=={VERSION}"], stdout=log, stderr=log, env=environment, check=False

@@ -10,6 +10,7 @@ import tokenizers
 from alambic.engines.genai_answer import Answer, Pieces, Voice
 from alambic.engines.genai_core import Ask, News
 from alambic.engines.genai_loop import Loop
+from alambic.engines.grammar import compile_schema
 from alambic.engines.toolcalls import HERMES
 from alambic.errors import EngineError
 from alambic.kinds.generation import Sampling
@@ -208,3 +209,50 @@ def test_close_waits_for_what_runs_only_as_long_as_it_was_told():
     while not job.news.empty():
         last = job.news.get()
     assert last[0].end == "cancelled" and core.closed
+
+
+class Named(Scripted):
+    """A core that says the name of a special token wherever its grammar has the first letter of that name."""
+
+    def __init__(self, tokenizer, special, answer):
+        super().__init__([])
+        self.grammars, self.special = [], special
+        self.text = script(tokenizer, answer)
+
+    def add(self, ask):
+        self.grammars.append(ask.grammar)
+        named = [News(0, [self.special], [-0.1])] * 5 + [News(0, [self.special], [-0.1], "length")]
+        self.script = named if self.text is None or "\\u0023-\\u005B" in ask.grammar else self.text
+        return super().add(ask)
+
+
+def under_schema(tokenizer, core):
+    core.pause.set()
+    loop = Loop(lambda: core, most_running=1)
+    special = frozenset({END, core.special})
+    answer = Answer(
+        loop, Voice(tokenizer, special, frozenset({END})), [1], lane="plain", settings={}, tokens=500,
+        sampling=Sampling(), grammar=compile_schema({"type": "string", "maxLength": 5}),
+    )  # fmt: skip
+    try:
+        return "".join(chunk.text for chunk in answer.chunks())
+    finally:
+        loop.close(finish_s=5)
+
+
+def test_answer_goes_on_without_the_letter_when_a_special_token_passes_for_text(tokenizer):
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.add_special_tokens(["<other>"])
+    core = Named(tokenizer, tokenizer.token_to_id("<other>"), '"abc"')
+    assert under_schema(tokenizer, core) == '"abc"'
+    first, second = core.grammars
+    assert first != second and "\\u003D" in second and "\\u003B" in second  # the neighbours of the letter
+
+
+def test_model_that_writes_nothing_but_special_tokens_ends_with_an_error(tokenizer):
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.add_special_tokens(["<other>"])
+    core = Named(tokenizer, tokenizer.token_to_id("<other>"), "")
+    core.text = None
+    with pytest.raises(EngineError, match="nothing that its JSON schema allows"):
+        under_schema(tokenizer, core)

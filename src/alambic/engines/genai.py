@@ -101,7 +101,7 @@ class GenAIWriter:
         self._cache_mb = blocks * BLOCK_TOKENS * per_token / 1e6
         self._draft_tokens = draft_tokens
         self._grammars: dict[str, Grammar] = {}
-        self._voice = Voice(self._tokenizer, self._silent_ids())
+        self._voice = Voice(self._tokenizer, self._silent_ids(), frozenset(self.params.end_ids))
         self._scorer = Scorer(folder / options.MODEL, self._spec.properties, adapter=adapter)
         self._lent = False
         self._loop = Loop(lambda: Core(self._spec), most_running=most_running)

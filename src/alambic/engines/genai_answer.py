@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from alambic.engines.detokenise import Detokeniser, StopFinder
@@ -16,13 +17,22 @@ from alambic.engines.toolcalls import Splitter, ToolStyle
 from alambic.errors import EngineError
 from alambic.kinds.generation import Chunk, FinishReason, Sampling, Timings, TokenLogprob, Usage
 
+_STUCK = 3  # times that an answer goes on from the same place
+
 
 @dataclass(frozen=True)
 class Voice:
-    """How ids become text: the tokenizer, and the ids that show nothing."""
+    """How ids become text: the tokenizer, the ids that show nothing, and those of them that end an answer."""
 
     tokenizer: Any
     silent: frozenset[int]
+    ends: frozenset[int] = frozenset()
+
+    @cached_property
+    def openings(self) -> str:
+        """The first letters of the names of special tokens, each once."""
+        names = (self.tokenizer.id_to_token(id) for id in self.silent)
+        return "".join(sorted({name[0] for name in names if name}))
 
 
 class Answer:
@@ -63,6 +73,9 @@ class Answer:
         self._freely = tokens if grammar is None else grammar.first_limit(tokens)
         self._closing = False  # under a grammar: what is left is being kept short
         self._over = False  # what came went beyond a bound
+        self._without = ""  # letters that free text goes without, once special tokens came in it
+        self._said_before = -1
+        self._stuck = 0  # times in a row that it went on without a letter more
         self._sure: list[tuple[int, TokenLogprob]] = []  # with the length of the text after each token
         self._given = 0  # characters given out
         self._started = self._first = self._last = 0.0
@@ -130,6 +143,10 @@ class Answer:
             return self._stops.push(self._text.push(news.ids))
         decoded = ""
         for id, logprob in zip(news.ids, news.logprobs, strict=True):
+            if self._is_misread(id):
+                self._over, self._without = True, self._voice.openings
+                self._written = self._whole_ids(0)
+                break
             text = self._text.push([id])
             taken = len(text) if self._tracker is None else self._tracker.push(text)
             self._said += text[:taken]
@@ -143,6 +160,10 @@ class Answer:
                 shown = self._voice.tokenizer.decode([id], skip_special_tokens=False)
                 self._sure.append((len(self._said), TokenLogprob(shown, logprob)))
         return self._stops.push(decoded)
+
+    def _is_misread(self, id: int) -> bool:
+        """Tell whether a grammar let a special token pass: the engine reads it as the letters of its name."""
+        return self._tracker is not None and id in self._voice.silent and id not in self._voice.ends
 
     def _chunk(self, piece: str) -> Chunk:
         self._given += len(piece)
@@ -198,13 +219,24 @@ class Answer:
         assert self._tracker is not None, "only answers under a grammar go on"
         kept, left = self._written, self._tracker.rest
         tokens = self._tokens - len(kept)
+        self._stuck = self._stuck + 1 if len(self._said) == self._said_before else 0
+        self._said_before = len(self._said)
+        if self._stuck >= _STUCK:
+            raise EngineError(
+                f"the model writes nothing that its JSON schema allows after {self._said[-40:]!r}",
+                hint="it may write special tokens only: train it further, or answer without a schema",
+            )
         if not self._closing and (not self._over or len(kept) >= self._freely):
             self._closing = True
             left = closing(left, tokens)
         self._over = False
         self._text = Detokeniser(self._voice.tokenizer, silent=self._voice.silent, before=kept)
         self._tracker = Tracker(left)
-        self._ask(tokens if self._closing else self._freely - len(kept), ebnf(left), [*self._prompt, *kept])
+        self._ask(
+            tokens if self._closing else self._freely - len(kept),
+            ebnf(left, without=self._without),
+            [*self._prompt, *kept],
+        )
 
     def _whole_ids(self, less: int) -> list[int]:
         """Return the ids of what was said but for its last `less` characters; ids of half a character are left out."""

@@ -117,13 +117,17 @@ def matches(node: Node, text: str) -> bool:
     return tracker.push(text) == len(text) and tracker.whole
 
 
-def ebnf(node: Node) -> str:
+def ebnf(node: Node, *, without: str = "") -> str:
     """Return the grammar in the EBNF of xgrammar, its start symbol ``root``, without the bounds of repetitions.
 
     xgrammar looks at the vocabulary once per place of a bounded repetition: half a second for each token of a string of
     at most 1000 characters, with a vocabulary of 50,000. A `Tracker` holds the bounds instead.
+
+    Args:
+        node: what may be written.
+        without: characters that are left out wherever others may stand too.
     """
-    return _Printer().text(node)
+    return _Printer(without).text(node)
 
 
 class _Lengths:
@@ -284,7 +288,8 @@ def _items(stack: _Stack) -> Iterator[Node]:
 class _Printer:
     """One rule per shared or repeated node; all else is written in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: str) -> None:
+        self._without = sorted(map(ord, without))
         self._rules: list[str] = []
         self._names: dict[int, str] = {}
         self._uses: dict[int, int] = {}
@@ -320,7 +325,8 @@ class _Printer:
             case Text(text):
                 return '"' + "".join(map(_quoted, text)) + '"'
             case Class(ranges):
-                return "[" + "".join(_range(low, high) for low, high in ranges) + "]"
+                kept = _without(ranges, self._without) or ranges
+                return "[" + "".join(_range(low, high) for low, high in kept) + "]"
             case Seq(parts):
                 return " ".join(self._of(part) for part in parts if not _is_empty(part)) or '""'
             case Choice(options):
@@ -344,6 +350,25 @@ def _quoted(char: str) -> str:
     if char in '"\\':
         return "\\" + char
     return char if " " <= char <= "~" else _escaped(ord(char))
+
+
+def _without(ranges: Iterable[tuple[int, int]], codes: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Return `ranges` with holes where `codes` are."""
+    kept = list(ranges)
+    for code in codes:
+        kept = [part for low, high in kept for part in _split(low, high, code)]
+    return tuple(kept)
+
+
+def _split(low: int, high: int, code: int) -> Iterator[tuple[int, int]]:
+    """Yield what is left of a range without `code`."""
+    if not low <= code <= high:
+        yield low, high
+        return
+    if low < code:
+        yield low, code - 1
+    if code < high:
+        yield code + 1, high
 
 
 def _range(low: int, high: int) -> str:

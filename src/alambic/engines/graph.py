@@ -70,7 +70,7 @@ class GraphWriter:
         extra: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         extra |= {} if cache_dir is None else {"CACHE_DIR": str(cache_dir), "CACHE_MODE": "OPTIMIZE_SIZE"}
         spec = GraphSpec(folder, {**self._properties, **extra}, start if self._paired else None, first)
-        self._voice = Voice(self._tokenizer, self._silent_ids())
+        self._voice = Voice(self._tokenizer, self._silent_ids(), frozenset(self.params.end_ids))
         self._graphs = Graphs(spec)
         self._loop = Loop(lambda: GraphCore(self._graphs), most_running=most_running)
 
