@@ -234,6 +234,7 @@ def test_build_ships_a_chain_as_one_bundle_with_its_thresholds(composed):
         report = check_golden(engine)
         assert report.n > 0 and report.largest_difference < 1e-5
     assert final.point.mean_ms is not None and manifest.scores["test"]["n"] == final.quality.n
+    assert "candidate `cascade` (tfidf-svm -> majority)" in (final.bundle / "README.md").read_text("utf-8")
     assert "of the" in final.chain[0] and "answered by tfidf-svm" in final.chain[0]
     assert "answers are lost" in final.chain[1]
 

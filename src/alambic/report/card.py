@@ -132,8 +132,15 @@ def _opening(manifest: Mapping[str, Any]) -> str:
     about = f"{_plain(description)}\n\n" if description else ""
     return (
         f"# {_plain(manifest['name'])}\n\n{about}{_gives(manifest)}\n\n"
-        f"Made with alambic {manifest.get('alambic', '')}; candidate `{manifest.get('candidate', '')}`."
+        f"Made with alambic {manifest.get('alambic', '')}; candidate `{manifest.get('candidate', '')}`"
+        f"{_stages(manifest)}."
     )
+
+
+def _stages(manifest: Mapping[str, Any]) -> str:
+    """Name the stages of a cascade."""
+    cascade = manifest.get("cascade")
+    return f" ({' -> '.join(stage['name'] for stage in cascade['stages'])})" if cascade else ""
 
 
 _GIVES = {
