@@ -27,7 +27,8 @@ def write(folder: Path, text: str) -> Path:
 
 def test_defaults_are_the_whole_ladder_when_no_candidate_is_named(tmp_path):
     task = load_task(write(tmp_path, GOOD))
-    assert [c.name for c in task.candidates] == ["majority", "tfidf-svm", "knn", "logreg", "finetune", "finetune-int8"]
+    ladder = ["majority", "tfidf-svm", "knn", "logreg", "finetune", "finetune-int8", "cascade"]
+    assert [c.name for c in task.candidates] == ladder
 
 
 def test_floor_metric_decides_when_one_is_given(tmp_path):

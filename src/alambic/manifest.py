@@ -17,11 +17,13 @@ from typing import Any, ClassVar, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alambic.errors import BundleError
+from alambic.kinds.cascade import Cascade
 from alambic.kinds.decision import Decision
 
 # 2: models that write; 3: adapters and drafts beside them; 4: classifiers that abstain, which an older program would
-# let answer everything. Bundles of older formats read the same.
-FORMAT = 4
+# let answer everything; 5: chains of classifiers, of which it would ask the last alone. Bundles of older formats read
+# the same.
+FORMAT = 5
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64_000_000  # a real one is under 1 MB; a stranger's file must not fill the memory
 
@@ -114,6 +116,9 @@ class Manifest(_Record):
     decision: Decision | None = Field(
         default=None, description="classify: when it abstains, and its label sets; None answers everything"
     )
+    cascade: Cascade | None = Field(
+        default=None, description="classify: models asked in turn, the entry last; None where one answers alone"
+    )
     task: dict[str, Any] = Field(default_factory=dict, description="source and digest of the task file")
     candidate: str = Field(default="", description="name of the candidate chosen")
     base: dict[str, Any] | None = Field(default=None, description="base model: name, digest, licence, source")
@@ -139,9 +144,9 @@ class Manifest(_Record):
         files = {name.removeprefix(prefix): e.sha256 for name, e in self.files.items() if name.startswith(prefix)}
         return hashlib.sha256(canonical({"engine": part.engine, "params": part.params, "files": files})).hexdigest()
 
-    def chain(self) -> list[PartSpec]:
-        """Return the parts from the one that takes texts to the entry."""
-        parts = [self.part(self.entry)]
+    def chain(self, entry: str | None = None) -> list[PartSpec]:
+        """Return the parts from the one that takes texts to `entry`, the bundle's own when None."""
+        parts = [self.part(entry or self.entry)]
         while parts[0].after is not None:
             parts.insert(0, self.part(parts[0].after))
         return parts
@@ -257,8 +262,21 @@ def _structure_problems(manifest: Manifest) -> Iterator[str]:
         beside = getattr(manifest.writer, role, None)
         if beside is not None and (beside not in seen or beside == manifest.entry):
             yield f"writer.{role}: {beside!r} is not a part beside the entry; parts: {', '.join(sorted(seen))}"
+    if manifest.cascade is not None:
+        yield from _cascade_problems(manifest, manifest.cascade, seen)
     if manifest.entry not in seen:
         yield f"entry: {manifest.entry!r} is not a part; parts: {', '.join(sorted(seen))}"
+
+
+def _cascade_problems(manifest: Manifest, cascade: Cascade, parts: set[str]) -> Iterator[str]:
+    yield from cascade.problems()
+    if manifest.kind != "classify" or manifest.multi_label:
+        yield "cascade: only for classifiers with one label per text"
+    for stage in cascade.stages:
+        if stage.entry not in parts:
+            yield f"cascade: stage {stage.name!r}: {stage.entry!r} is not a part; parts: {', '.join(sorted(parts))}"
+    if cascade.stages and cascade.stages[-1].entry != manifest.entry:
+        yield f"cascade: the last stage ends in {cascade.stages[-1].entry!r}, the bundle in {manifest.entry!r}"
 
 
 def is_safe_path(name: str) -> bool:

@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from alambic import toml_file
 from alambic.errors import TaskError, nearest
-from alambic.kinds import writing
+from alambic.kinds import cascade, writing
 from alambic.kinds.classify import DEFAULT_CANDIDATES, METRICS, MULTI_LABEL_METRICS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 LongMode = Literal["windows", "head", "head_tail", "error", "leave_out"]
 MOST_GUESSES = 32  # tokens guessed at once; each costs a computation where it is wrong
 _LONG_WRITING = ("error", "leave_out")
-Prefer = Literal["quality", "p95_ms", "size_mb", "j_per_request"]
+Prefer = Literal["quality", "p95_ms", "mean_ms", "size_mb", "j_per_request"]
 
 
 class _Spec(BaseModel):
@@ -108,6 +108,9 @@ class Budget(_Spec):
         "`data.out_of_scope` is given).",
     )  # fmt: skip
     p95_ms: float | None = Field(None, gt=0, description="95th percentile of the time of one text, in milliseconds.")
+    mean_ms: float | None = Field(
+        None, gt=0, description="classify: mean time of one text, in milliseconds (a cascade lowers it, not p95)."
+    )
     size_mb: float | None = Field(None, gt=0, description="Size of the whole bundle, in 10^6 bytes.")
     peak_ram_mb: float | None = Field(None, gt=0, description="Peak memory of a predicting process, in 10^6 bytes.")
     j_per_request: float | None = Field(None, gt=0, description="Energy of one text, in joules.")
@@ -180,6 +183,11 @@ class CandidateSpec(_Spec):
         + "."
     )
     recipe: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Options of its step.")
+    chain: tuple[str, ...] | None = Field(
+        None,
+        description="cascade (or cascade-NAME): other candidates of this task, cheapest first, the full model last; "
+        "composed from what was measured when absent.",
+    )
 
 
 class _File(_Spec):
@@ -307,12 +315,14 @@ def parse_task(raw: dict[str, Any], source: str, path: Path) -> Task:
 def _default_candidates(file: _File) -> tuple[CandidateSpec, ...]:
     if file.recipe is not None:
         trained = ("finetune", "preferred") if file.preferences is not None else ("finetune",)
-        return tuple(CandidateSpec(name=name, recipe=file.recipe) for name in trained)
+        return tuple(CandidateSpec(name=name, recipe=file.recipe, chain=None) for name in trained)
     # A model made from scratch says nothing before it is trained.
     names = [
         n for n in _ladder_of(file.task.kind, file.preferences) if not (n == "base" and file.base.name == "scratch")
     ]
-    return tuple(CandidateSpec(name=name) for name in names)
+    if file.task.multi_label:
+        names.remove(cascade.NAME)
+    return tuple(CandidateSpec(name=name, chain=None) for name in names)
 
 
 def _ladder_of(kind: str, preferences: PreferencesSpec | None) -> tuple[str, ...]:
@@ -332,6 +342,7 @@ _ONLY: tuple[tuple[str, str, bool], ...] = (
     ("data", "output", True), ("data", "prompt", True), ("data", "system", True),
     ("data", "out_of_scope", False), ("data", "reasons", False),
     ("budget", "precision", False), ("budget", "coverage", False), ("budget", "in_scope", False),
+    ("budget", "mean_ms", False),
     ("base", "parameters", True), ("base", "shape", True),
 )  # fmt: skip
 
@@ -403,12 +414,41 @@ def _candidate_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
         loc = ("candidate", i, "name")
         if candidate.name in writing.PREFERRED and candidate.name not in known:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r} needs [preferences] (generate and chat)"))
+        elif cascade.NAME in known and cascade.is_cascade(candidate.name):
+            faults += _chain_faults(task, i)
+        elif candidate.chain is not None:
+            text = f"only candidates called {cascade.NAME!r} or '{cascade.NAME}-...' are chains"
+            faults.append((("candidate", i, "chain"), f"candidate[{i}].chain: {text}"))
         elif candidate.name not in known:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r}; {nearest(candidate.name, known)}"))
         if candidate.name in seen:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r} is there twice"))
         seen.add(candidate.name)
     return faults
+
+
+def _chain_faults(task: Task, i: int) -> list[tuple[tuple[str | int, ...], str]]:
+    """Refuse a chain whose stages cannot be: they are other candidates of the task, each once."""
+    spec = task.candidates[i]
+    singles = [one.name for one in task.candidates if not cascade.is_cascade(one.name)]
+    loc = ("candidate", i, "name" if spec.chain is None else "chain")
+    if task.multi_label:
+        return [(loc, f"candidate[{i}]: a cascade needs one label per text, and multi_label is true")]
+    if spec.chain is None:
+        if spec.name != cascade.NAME:
+            return [(loc, f"candidate[{i}].name: {spec.name!r} needs a chain; only {cascade.NAME!r} finds its own")]
+        few = f"candidate[{i}].name: {spec.name!r} is a chain of other candidates; this task has {len(singles)}"
+        return [(loc, few)] if len(singles) < 2 else []
+    faults = [
+        f"candidate[{i}].chain: {name!r} is no other candidate of this task; {nearest(name, singles)}"
+        for name in spec.chain
+        if name not in singles
+    ]
+    if not 2 <= len(spec.chain) <= cascade.MOST_STAGES:
+        faults.append(f"candidate[{i}].chain: {len(spec.chain)} stages; a chain has 2 to {cascade.MOST_STAGES}")
+    if len(set(spec.chain)) < len(spec.chain):
+        faults.append(f"candidate[{i}].chain: the same stage twice")
+    return [(loc, fault) for fault in faults]
 
 
 def _budget_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
@@ -420,6 +460,8 @@ def _budget_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
                 (("budget", "quality"), f"budget.quality: unknown metric {metric!r}; {nearest(metric, known)}")
             )
     budget = task.budget
+    if budget.prefer == "mean_ms" and task.writes:
+        faults.append((("budget", "prefer"), f"budget.prefer: 'mean_ms' does not apply to kind {task.kind!r}"))
     if budget.prefer == "quality" and budget.give_up > 0:
         text = "budget.give_up: contradicts prefer = 'quality', which gives up nothing"
         faults.append((("budget", "give_up"), text))

@@ -100,6 +100,7 @@ def _manifest(ctx: Context, name: str, fitted: Fitted, extras: Extras) -> Manife
         entry=parts[-1].name,
         temperature=extras.temperature,
         decision=extras.decision,
+        cascade=fitted.cascade,
     )
 
 

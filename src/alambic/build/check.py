@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alambic.build.chain import check_rows
 from alambic.build.keeping import keep
-from alambic.build.prepare import find_base, read_rows, settle_base
+from alambic.build.prepare import find_base, folds_of, read_rows, settle_base
 from alambic.data.check import Audit, audit
 from alambic.data.split import Splits
 from alambic.events import Note, Work
@@ -23,8 +24,10 @@ def check_task(task: Task) -> Work[Audit]:
     rows = read_rows(task, lock=None)
     for note in rows.notes:
         yield Note(note)
-    for note in keep(task, rows.splits, own_dev=rows.dev is not None)[2]:
+    left, _, notes = keep(task, rows.splits, own_dev=rows.dev is not None)
+    for note in notes:
         yield Note(note)
+    check_rows(task, folds_of(left))
     base = yield from settle_base(task, base, rows)
     return audit_rows(rows.splits, base)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alambic.build.audit import audit_trials
+from alambic.build.chain import check_rows, try_chains
 from alambic.build.check import audit_rows
 from alambic.build.context import Context
 from alambic.build.final import finish
@@ -17,6 +18,7 @@ from alambic.build.promises import promise_checks, promise_sentences
 from alambic.build.result import BuildResult
 from alambic.build.trial import deciding_rows, try_candidate
 from alambic.events import Note, Work
+from alambic.kinds.cascade import is_cascade
 from alambic.measure.frontier import choose
 from alambic.task import Task
 from alambic.workspace import StageSpec, Workspace
@@ -28,6 +30,7 @@ def plan_classifier(task: Task, run: Path) -> Work[Plan]:
     workspace = Workspace(run)
     with workspace.locked():
         ctx = yield from prepare(task, base, workspace)
+        check_rows(task, ctx.folds)
         made = yield from plan(ctx)
     for note in (*made.notes, *_announce(made)):
         yield Note(note)
@@ -41,13 +44,16 @@ def build_classifier(task: Task, run: Path) -> Work[BuildResult]:
     workspace = Workspace(run)
     with workspace.locked():
         ctx = yield from prepare(task, base, workspace)
+        check_rows(task, ctx.folds)
         audit = yield from _audit(ctx)
         made = yield from plan(ctx)
         for note in (*made.notes, *_announce(made)):
             yield Note(note)
-        trials = []
+        singles = []
         for candidate in made.candidates:
-            trials.append((yield from try_candidate(ctx, candidate, made.folds)))
+            if not is_cascade(candidate.name):
+                singles.append((yield from try_candidate(ctx, candidate, made.folds)))
+        trials = [*singles, *(yield from try_chains(ctx, made.candidates, made.folds, singles))]
         choice = choose([trial.point for trial in trials], task.budget, seed=task.seed)
         winner = next(trial for trial in trials if trial.name == choice.chosen)
         final = yield from finish(ctx, winner, run)
@@ -65,8 +71,8 @@ def build_classifier(task: Task, run: Path) -> Work[BuildResult]:
             audit=audit,
             versions=ctx.machine["versions"],
             sample=_sample(ctx),
-            labels=audit_trials(ctx, trials, deciding_rows(made.folds)),
-            remarks=promise_sentences(final.decision, final.trust),
+            labels=audit_trials(ctx, singles, deciding_rows(made.folds)),
+            remarks=(*final.chain, *promise_sentences(final.decision, final.trust)),
             promises=promise_checks(task, final.decision, final.trust),
             trust=final.trust,
         )

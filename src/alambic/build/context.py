@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from alambic.build.keeping import Kept
 from alambic.data.dataset import Dataset
 from alambic.data.split import Splits
+from alambic.kinds.cascade import Cascade
 from alambic.manifest import PartSpec
 from alambic.model.bases import Base
 from alambic.task import Task
@@ -68,6 +69,7 @@ class Fitted:
         details: for the report.
         vectors: what the first part, a frozen encoder, gave for every row of the context, by example digest; None when
             the first part was made for this candidate.
+        cascade: of a chain, its stages and thresholds; None where one model answers alone.
     """
 
     parts: tuple[tuple[PartSpec, Path], ...]
@@ -75,6 +77,7 @@ class Fitted:
     refit: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     vectors: dict[str, NDArray[np.float32]] | None = None
+    cascade: Cascade | None = None
 
 
 def part_record(spec: PartSpec, folder: Path, stage_folder: Path) -> dict[str, Any]:

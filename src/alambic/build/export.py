@@ -39,6 +39,11 @@ def export_model(bundle: Bundle, form: str, out: Path, *, run: Path, precision: 
             f"{bundle.source}: candidate {manifest.candidate!r} has no encoder to export",
             hint="its arrays are plain .npy files already; see docs/concepts/bundles.md",
         )
+    if manifest.cascade is not None:
+        raise BundleError(
+            f"{bundle.source}: a cascade ({manifest.cascade.name}) is no single model to export",
+            hint="--to file makes one file of the bundle; a build of one candidate alone can be exported",
+        )
     model = model_of(bundle, run)
     from alambic.pack import hf, onnx
 

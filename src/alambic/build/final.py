@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from alambic import __version__
 from alambic.build.assemble import Extras, assemble
+from alambic.build.chain import chain_sentences, refit
 from alambic.build.context import ENGINE_LIBRARIES, Context
 from alambic.build.deciding import calibrate, calibration_of, decision_stage, judge
 from alambic.build.indexing import index_part, index_stage
-from alambic.build.ladder import fit
 from alambic.build.trial import Trial, bundle_stage
 from alambic.bundle import open_bundle, seal
 from alambic.data.dataset import Dataset
@@ -38,7 +39,12 @@ PAGES = ("report.html", "tradeoff.png", "tradeoff.svg")
 
 @dataclass(frozen=True)
 class Final:
-    """The bundle that ships, with its only score on test; `trust` tells how calibration and decision did there."""
+    """The bundle that ships, with its only score on test.
+
+    Attributes:
+        trust: how calibration and decision did there.
+        chain: how a cascade answered there, in words.
+    """
 
     bundle: Path
     quality: Quality
@@ -46,11 +52,12 @@ class Final:
     costs: dict[str, Any]
     decision: Decision | None
     trust: dict[str, Any]
+    chain: tuple[str, ...] = ()
 
 
 def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
     """Refit the chosen candidate on train and dev, score it once on test, seal it under `run`."""
-    fitted = yield from fit(ctx, trial.name, trial.fitted.refit, ctx.train, dev=None, tag="all")
+    fitted = yield from refit(ctx, trial)
     temperature, threshold = calibrate(trial, ctx.task)
     draft = yield from bundle_stage(ctx, trial.name, fitted, tag="all", temperature=temperature)
     decision = yield from decision_stage(ctx, trial, draft, temperature)
@@ -89,7 +96,8 @@ def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
     point = replace(Point.from_dict(scored.result["point"]), size_mb=size_mb)
     trust = {} if ctx.task.multi_label else {"dev": calibration_of(trial, temperature, seed=ctx.task.seed)}
     trust |= scored.result["trust"]
-    return Final(bundle, quality, point, {**scored.result["costs"], "size_mb": size_mb}, decision, trust)
+    chain = chain_sentences(fitted.cascade, scored.result["answered"], point.cost("mean_ms"))
+    return Final(bundle, quality, point, {**scored.result["costs"], "size_mb": size_mb}, decision, trust, chain)
 
 
 def _test_stage(ctx: Context, name: str, draft: Stage, threshold: float, decision: Decision | None) -> Work[Stage]:
@@ -97,6 +105,7 @@ def _test_stage(ctx: Context, name: str, draft: Stage, threshold: float, decisio
         f"test.{name}",
         {"threads": ctx.threads, "threshold": threshold, "decision": asdict(decision) if decision else None},
         {"bundle": draft.key, "rows": ctx.test.digest, "machine": ctx.machine_digest},
+        version=2,
         libraries=ENGINE_LIBRARIES,
     )
 
@@ -106,8 +115,10 @@ def _test_stage(ctx: Context, name: str, draft: Stage, threshold: float, decisio
         with open_engine(at, threads=ctx.threads) as engine:
             probabilities, trust = judge(ctx.test, ctx.kept, decision, engine, seed=ctx.task.seed)
             costs = measure_costs(at, engine, ctx.test.texts, options=Options(threads=ctx.threads, seed=ctx.task.seed))
+            answered = Counter(engine.answered_by(ctx.test.texts) if engine.stages else ())
+            counts = {name: answered[name] for name in engine.stages}
         quality = quality_of(ctx.test, _decide(ctx.test, probabilities, threshold), split="test", seed=ctx.task.seed)
-        return {**_scores(name, quality, costs), "trust": trust}
+        return {**_scores(name, quality, costs), "trust": trust, "answered": counts}
 
     stage = yield from ctx.workspace.run(spec, work)
     return stage

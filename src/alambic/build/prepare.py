@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from alambic.build.chain import check_chain
 from alambic.build.context import Context, Fold
 from alambic.build.keeping import keep
 from alambic.build.ladder import NEEDS_BASE, check_recipe
@@ -13,6 +14,7 @@ from alambic.data.read import read_dataset
 from alambic.data.split import Splits, split
 from alambic.errors import DataError, TaskError, nearest
 from alambic.events import Note, Work
+from alambic.kinds.cascade import is_cascade
 from alambic.measure.frontier import contradictions
 from alambic.measure.machine import fingerprint
 from alambic.model.bases import Base, resolve
@@ -89,7 +91,8 @@ def find_base(task: Task) -> Base | None:
     if faults:
         raise TaskError(f"{task.path.name}: " + "\n".join(faults), hint="no bundle could ever meet this budget")
     for candidate in task.candidates:
-        check_recipe(candidate.name, dict(candidate.recipe))
+        check = check_chain if is_cascade(candidate.name) else check_recipe
+        check(candidate.name, dict(candidate.recipe))
     if task.base.name == AUTO or not _needs_base(task):
         return None
     return resolve(task.base, root=task.root)

@@ -142,6 +142,7 @@ def _costs_stage(
         f"measure.{name}",
         {"threads": ctx.threads},
         {"bundle": bundle.key, "rows": rows.digest, "machine": ctx.machine_digest},
+        version=2,
         libraries=ENGINE_LIBRARIES,
     )
 

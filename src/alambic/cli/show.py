@@ -65,7 +65,13 @@ def _parts(record: dict[str, Any]) -> str:
     named = {part["name"]: f"{part['name']} ({part['engine']})" for part in record["parts"]}
     writer = record["writer"] or {}
     beside = [named.pop(writer[role]) for role in ("adapter", "draft") if writer.get(role)]
-    return " + ".join([" -> ".join(named.values()), *beside])
+    if record["cascade"] is None:
+        return " + ".join([" -> ".join(named.values()), *beside])
+    stages = []
+    for stage in record["cascade"]["stages"]:
+        own = " -> ".join(text for name, text in named.items() if name.startswith(stage["name"] + "."))
+        stages.append(f"{own} from confidence {stage['threshold']:.4f}" if stage["threshold"] > 0 else own)
+    return ", then ".join(stages)
 
 
 def _bundle(record: dict[str, Any]) -> str:

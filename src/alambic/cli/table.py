@@ -33,7 +33,9 @@ def number(value: float | None, digits: int = 1) -> str:
 def candidates_table(candidates: Sequence[Mapping[str, Any]], chosen: str) -> str:
     """The table a build ends with: figures on the deciding rows, the chosen candidate marked."""
     metrics = list(candidates[0]["quality"]) if candidates else []
-    header = ["candidate", *[f"{m} % (dev)" for m in metrics], "p50 ms", "p95 ms", "size MB", "RAM MB"]
+    means = any("mean_ms" in item["speed"] for item in candidates)
+    times = {"p50 ms": "p50_ms", "p95 ms": "p95_ms", **({"mean ms": "mean_ms"} if means else {})}
+    header = ["candidate", *[f"{m} % (dev)" for m in metrics], *times, "size MB", "RAM MB"]
     rows = []
     for item in candidates:
         mark = "> " if item["name"] == chosen else "  "
@@ -42,8 +44,7 @@ def candidates_table(candidates: Sequence[Mapping[str, Any]], chosen: str) -> st
             [
                 mark + item["name"],
                 *[interval(item["quality"][m], scale=100) for m in metrics],
-                number(speed.get("p50_ms"), 2),
-                number(speed.get("p95_ms"), 2),
+                *[number(speed.get(key), 2) for key in times.values()],
                 number(item["size_mb"]),
                 number(item.get("peak_ram_mb"), 0),
             ]

@@ -7,12 +7,14 @@ bundle's manifest can name nothing else. Importing this imports no engine's libr
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alambic._registry import Registry
 from alambic.bundle import Bundle, open_bundle, user_cache
+from alambic.engines.cascade import stage_bundle
 from alambic.engines.classify import ClassifyEngine, TextReader
 from alambic.errors import AlambicError, EngineError, nearest
 from alambic.manifest import PartSpec
@@ -89,7 +91,20 @@ def open_engine(
         raise EngineError(
             f"{bundle.source}: kind {kind!r} writes texts, it gives no labels", hint="alambic chat BUNDLE"
         )
+    cascade = bundle.manifest.cascade
+    earlier = cascade.stages[:-1] if cascade is not None else ()
+    before = [open_engine(stage_bundle(bundle, stage), threads=threads, cache_dir=cache_dir) for stage in earlier]
     first, *rest = bundle.manifest.chain()
+    _check_chain(bundle, first, rest)
+    reader = open_part(first, bundle.folder(first), long=bundle.manifest.long, threads=threads, cache_dir=cache_dir)
+    heads = [load_part(spec, bundle.folder(spec), threads=threads) for spec in rest]
+    index = next((spec for spec in bundle.manifest.parts if spec.engine == "examples"), None)
+    examples = None if index is None else partial(load_part, index, bundle.folder(index))
+    return ClassifyEngine(bundle, reader, heads, before=before, examples=examples)
+
+
+def _check_chain(bundle: Bundle, first: PartSpec, rest: Sequence[PartSpec]) -> None:
+    """Refuse parts that do not fit each other, or that no engine of the table runs."""
     for spec in (first, *rest):
         if spec.engine not in PARTS:
             known = nearest(spec.engine, PARTS)
@@ -99,11 +114,6 @@ def open_engine(
         if (spec.engine in ON_VECTORS) != (spec is not first):
             takes = "the output of another part" if spec.engine in ON_VECTORS else "texts"
             raise EngineError(f"{bundle.source}: part {spec.name!r}: engine {spec.engine!r} takes {takes}")
-    reader = open_part(first, bundle.folder(first), long=bundle.manifest.long, threads=threads, cache_dir=cache_dir)
-    heads = [load_part(spec, bundle.folder(spec), threads=threads) for spec in rest]
-    index = next((spec for spec in bundle.manifest.parts if spec.engine == "examples"), None)
-    examples = None if index is None else partial(load_part, index, bundle.folder(index))
-    return ClassifyEngine(bundle, reader, heads, examples=examples)
 
 
 def open_part(

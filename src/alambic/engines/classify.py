@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from alambic.bundle import Bundle
 from alambic.data.clean import clean_text
+from alambic.engines.cascade import Relay
 from alambic.engines.parts import Array, Part, TokenPart
 from alambic.engines.windows import Cutter
 from alambic.errors import EngineError
@@ -98,9 +99,18 @@ class ClassifyEngine:
         reader: TextReader,
         heads: Sequence[Part],
         *,
+        before: Sequence[ClassifyEngine] = (),
         examples: Callable[[], Examples] | None = None,
     ) -> None:
-        """Compose open parts; `examples` opens the index of training rows when it is first asked for."""
+        """Compose open parts.
+
+        Args:
+            bundle: what they belong to.
+            reader: the first part.
+            heads: the parts after it.
+            before: of a cascade, the stages asked before these parts, which are its last one.
+            examples: opens the index of training rows when it is first asked for.
+        """
         self.bundle = bundle
         self._examples = None if examples is None else cache(examples)
         self.labels = bundle.manifest.labels
@@ -108,6 +118,12 @@ class ClassifyEngine:
         self._reader = reader
         self._heads = tuple(heads)
         self._last = getattr(self._heads[-1], "output", "logits") if self._heads else reader.output
+        cascade = bundle.manifest.cascade
+        self._temperature = bundle.manifest.temperature if cascade is None else cascade.stages[-1].temperature
+        self._before = tuple(before)
+        self._relay = (
+            None if cascade is None else Relay(cascade, [*(one.answer_clean for one in before), self.answer_clean])
+        )
         if self._last == "embedding":
             raise EngineError(f"{bundle.source}: the entry {bundle.manifest.entry!r} gives vectors, not label scores")
         scope = bundle.manifest.decision.scope if bundle.manifest.decision is not None else None
@@ -150,7 +166,32 @@ class ClassifyEngine:
     @property
     def scopes(self) -> tuple[Scope, ...]:
         """The scores of belonging to the task that this bundle can give (`kinds.decision.scope_scores`)."""
-        return SCOPES if self._last == "logits" else SCOPES[:1]
+        # The logits of one model of a chain say nothing beside those of another.
+        return SCOPES if self._last == "logits" and self._relay is None else SCOPES[:1]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the models asked in turn; empty where one answers alone."""
+        return () if self._relay is None else self._relay.names
+
+    def answered_by(self, texts: Sequence[str], *, batch_size: int = 32) -> list[str]:
+        """Return the name of the stage that answers each text.
+
+        Raises:
+            EngineError: this bundle is no chain.
+        """
+        if self._relay is None:
+            raise EngineError(f"{self.bundle.source}: one model answers alone: this bundle is no cascade")
+        cleaned = clean(_many(texts))
+        names: list[str] = []
+        for i in range(0, len(cleaned), _CHUNK):
+            _, who = self._relay.run(cleaned[i : i + _CHUNK], batch_size=batch_size)
+            names += [self._relay.names[k] for k in who]
+        return names
+
+    def answer_clean(self, texts: list[str], batch_size: int) -> NDArray[np.float32]:
+        """Return the probabilities [N, L] that these parts alone give to texts that were cleaned before."""
+        return self._alone(texts, (), None, batch_size)[0]
 
     def scored(
         self, texts: Sequence[str], *, label: str | None = None, batch_size: int = 32
@@ -216,14 +257,18 @@ class ClassifyEngine:
 
     def describe(self) -> dict[str, Any]:
         """Return engine, version, properties and threads of the part that does the work, and all parts by name."""
+        described = {name: part for one in self._before for name, part in one.describe()["parts"].items()}
         parts = [self._reader.part, *self._heads]
-        described = {spec.name: part.describe() for spec, part in zip(self.bundle.manifest.chain(), parts, strict=True)}
+        for spec, part in zip(self.bundle.manifest.chain(), parts, strict=True):
+            described[spec.name] = part.describe()
         first = described[self.bundle.manifest.chain()[0].name]
         known = {name: first.get(name) for name in ("engine", "version", "properties", "threads")}
         return {**known, "parts": described}
 
     def close(self) -> None:
         """Free the model. Closing twice is allowed; predicting afterwards is an EngineError."""
+        for one in self._before:
+            one.close()
         self._reader.close()
         self._heads = ()
 
@@ -242,13 +287,27 @@ class ClassifyEngine:
         """Return the probability of each label, [N, L], for vectors [N, H] that `embed` gave before.
 
         Raises:
-            EngineError: this bundle has no encoder apart from its head.
+            EngineError: this bundle has no encoder apart from its head, or is a chain.
         """
+        if self._relay is not None:
+            raise EngineError(f"{self.bundle.source}: a cascade answers texts: its stages look at them in turn")
         if "embed" not in self.capabilities:
             raise EngineError(f"{self.bundle.source}: this bundle takes no embeddings: its model ends in label scores")
         return self._activated(self._headed(vectors))
 
     def _probabilities(
+        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
+    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
+        if self._relay is None:
+            return self._alone(texts, asked, label, batch_size)
+        probabilities, _ = self._relay.run(texts, batch_size=batch_size)
+        if self.bundle.manifest.temperature != 1.0:
+            probabilities = tempered(probabilities, self.bundle.manifest.temperature).astype(np.float32)
+        return probabilities, {
+            name: scope_scores(name, probabilities, None, self.labels, label=label) for name in asked
+        }
+
+    def _alone(
         self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
     ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
         values, owners = self._reader.read(texts, batch_size=batch_size)
@@ -272,7 +331,7 @@ class ClassifyEngine:
         return values
 
     def _activated(self, values: Array) -> NDArray[np.float32]:
-        temperature = self.bundle.manifest.temperature
+        temperature = self._temperature
         if self._last == "logits":
             values = activate(values, multi_label=self.multi_label, temperature=temperature)
         elif temperature != 1.0:

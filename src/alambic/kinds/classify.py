@@ -13,8 +13,8 @@ from alambic.kinds.decision import Decision
 METRICS = ("accuracy", "macro_f1")
 MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "subset_accuracy")
 
-# The honest ladder, cheapest first. Names of candidates; build.py knows how to make them.
-DEFAULT_CANDIDATES = ("majority", "tfidf-svm", "knn", "logreg", "finetune", "finetune-int8")
+# The honest ladder, cheapest first, then a chain of those before. Names of candidates; build knows how to make them.
+DEFAULT_CANDIDATES = ("majority", "tfidf-svm", "knn", "logreg", "finetune", "finetune-int8", "cascade")
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,14 @@ __all__ = [
     "point_of",
 ]
 
-_SUPERLATIVE = {"p95_ms": "fastest", "size_mb": "smallest", "peak_ram_mb": "leanest", "j_per_request": "most frugal"}
+_SUPERLATIVE = {
+    "p95_ms": "fastest", "mean_ms": "fastest on average", "size_mb": "smallest", "peak_ram_mb": "leanest",
+    "j_per_request": "most frugal",
+}  # fmt: skip
 _HELP = {
     "quality": "more or cleaner examples of the labels with the lowest F1, or a larger base",
     "p95_ms": "the int8 form, a smaller `max_tokens`, or a linear candidate",
+    "mean_ms": "a cascade, the int8 form, or a linear candidate",
     "size_mb": "the int8 form, or a linear candidate",
     "peak_ram_mb": "the int8 form, or a linear candidate",
     "j_per_request": "the int8 form, or a linear candidate; where energy cannot be read, give the processor's TDP",
@@ -117,11 +121,11 @@ class Choice:
 def pareto(points: Sequence[Point], metric: str, *, axes: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the names of the points that no other equals or beats on `metric` and on every cost of `axes`.
 
-    By default the axes are time, size and, where every point has it, energy.
+    By default the axes are p95, size and, where every point has them, mean time and energy.
     """
     if axes is None:
-        energy = all(point.j_per_request is not None for point in points)
-        axes = ("p95_ms", "size_mb", "j_per_request") if energy else ("p95_ms", "size_mb")
+        known = (name for name in ("mean_ms", "j_per_request") if all(p.cost(name) is not None for p in points))
+        axes = ("p95_ms", "size_mb", *known)
     rows = [(-point.quality[metric].value, *(point.cost(axis) for axis in axes)) for point in points]
     values = np.array([[math.inf if v is None else v for v in row] for row in rows], dtype=np.float64)
     names = []

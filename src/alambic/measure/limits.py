@@ -18,9 +18,12 @@ from alambic.measure.quality import Answers, Quality
 if TYPE_CHECKING:
     from alambic.task import Budget
 
-COSTS = ("p95_ms", "size_mb", "peak_ram_mb", "j_per_request")
-TITLES = {"p95_ms": "p95", "size_mb": "size", "peak_ram_mb": "peak memory", "j_per_request": "energy of one text"}
-UNITS = {"p95_ms": "ms", "size_mb": "MB", "peak_ram_mb": "MB", "j_per_request": "J"}
+COSTS = ("p95_ms", "mean_ms", "size_mb", "peak_ram_mb", "j_per_request")
+TITLES = {
+    "p95_ms": "p95", "mean_ms": "mean time", "size_mb": "size", "peak_ram_mb": "peak memory",
+    "j_per_request": "energy of one text",
+}  # fmt: skip
+UNITS = {"p95_ms": "ms", "mean_ms": "ms", "size_mb": "MB", "peak_ram_mb": "MB", "j_per_request": "J"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Point:
         answers: row by row, for paired tests; all points share the rows and their order.
         split: the rows behind `quality`.
         row_scores: of a kind that writes, the deciding metric row by row [N], for paired tests in place of `answers`.
+        mean_ms: mean time of one text; None for kinds that write.
     """
 
     name: str
@@ -52,16 +56,18 @@ class Point:
     answers: Answers | None = None
     split: str = "dev"
     row_scores: NDArray[Any] | None = None
+    mean_ms: Interval | None = None
 
     def cost(self, name: str) -> float | None:
         """Return the point estimate of one of `COSTS`."""
-        value = self.p95_ms.value if name == "p95_ms" else getattr(self, name)
+        value = getattr(self, name)
+        value = value.value if isinstance(value, Interval) else value
         return None if value is None else float(value)
 
     def to_dict(self, *, rows: bool = False) -> dict[str, Any]:
         """Return the figures, ready for JSON; with `rows`, the answers too."""
         figures = {key: value for key, value in vars(self).items() if key not in {"answers", "quality", "row_scores"}}
-        figures.update(p50_ms=self.p50_ms.to_dict(), p95_ms=self.p95_ms.to_dict())
+        figures.update({k: v.to_dict() for k, v in figures.items() if isinstance(v, Interval)})
         figures["quality"] = {name: score.to_dict() for name, score in self.quality.items()}
         if rows and self.answers is not None:
             figures["answers"] = self.answers.to_dict()
@@ -70,7 +76,8 @@ class Point:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Point:
         """Read back `to_dict`, also after a trip through JSON."""
-        intervals = {name: Interval(**data[name]) for name in ("p50_ms", "p95_ms")}
+        known = (name for name in ("p50_ms", "p95_ms", "mean_ms") if data.get(name) is not None)
+        intervals = {name: Interval(**data[name]) for name in known}
         quality = {name: Interval(**score) for name, score in data["quality"].items()}
         answers = Answers.from_dict(data["answers"]) if "answers" in data else None
         return cls(**{**data, **intervals, "quality": quality, "answers": answers})
@@ -110,6 +117,7 @@ def point_of(name: str, quality: Quality, costs: Costs) -> Point:
         costs.energy.source,
         quality.answers,
         quality.split,
+        mean_ms=costs.speed.mean_ms,
     )
 
 
@@ -141,7 +149,8 @@ def _ceiling(point: Point, name: str, ceiling: float) -> Check:
     if got is None:
         return Check(name, ceiling, None, met=False, surely=False, gap=math.inf)
     met = got <= ceiling
-    bound = point.p95_ms.high_90 if name == "p95_ms" else got
+    spread = getattr(point, name)
+    bound = spread.high_90 if isinstance(spread, Interval) else got
     return Check(name, ceiling, got, met, met and bound <= ceiling, 0.0 if met else math.log(got / ceiling))
 
 
@@ -168,8 +177,9 @@ def sentence(check: Check, point: Point) -> str:
         between = f"{score.low:.3f} to {score.high:.3f}, n = {score.n}"
         return f"{title} {check.got:.3f} ({between}) for at least {check.wanted:g}: {verdict}."
     detail = ""
-    if check.limit == "p95_ms":
-        detail = f" ({point.p95_ms.low:.3g} to {point.p95_ms.high:.3g}, n = {point.p95_ms.n})"
+    spread = getattr(point, check.limit)
+    if isinstance(spread, Interval):
+        detail = f" ({spread.low:.3g} to {spread.high:.3g}, n = {spread.n})"
     elif check.limit == "j_per_request":
         detail = f" ({point.energy_source})"
     return f"{title} {check.got:.3g} {unit}{detail} for at most {check.wanted:g} {unit}: {verdict}."

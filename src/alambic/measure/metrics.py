@@ -325,6 +325,18 @@ def quantile_interval(
     return Interval.of(float(np.quantile(values, quantile)), np.concatenate(samples), n=len(values), level=level)
 
 
+def mean_interval(values: Array, *, n: int = 1000, rng: np.random.Generator) -> Interval:
+    """Return the mean of `values` with its 95% percentile bootstrap interval.
+
+    Raises:
+        AlambicError: there is no value.
+    """
+    _need_rows(len(values))
+    values = np.asarray(values, dtype=np.float64)
+    samples = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)])
+    return Interval.of(float(values.mean()), samples, n=len(values))
+
+
 def _need_rows(n: int) -> None:
     if n == 0:
         raise AlambicError("no row to score", hint="give a data set with at least one usable row")

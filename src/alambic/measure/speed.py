@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from alambic.errors import AlambicError
 from alambic.measure import probe
-from alambic.measure.metrics import Interval, quantile_interval
+from alambic.measure.metrics import Interval, mean_interval, quantile_interval
 from alambic.measure.quality import Predictor
 
 Predict = Callable[[Sequence[str]], object]
@@ -32,6 +32,7 @@ class Speed:
     Attributes:
         p50_ms: median time of one text, with its interval.
         p95_ms: time that 95% of texts stay under, with its interval.
+        mean_ms: mean time of one text, with its interval.
         per_second: texts a second in batches, with its interval over batches.
         batch_size: texts in a batch.
         n: timed single texts.
@@ -40,6 +41,7 @@ class Speed:
 
     p50_ms: Interval
     p95_ms: Interval
+    mean_ms: Interval
     per_second: Interval
     batch_size: int
     n: int
@@ -50,12 +52,14 @@ class Speed:
         return {
             "p50_ms": self.p50_ms.value,
             "p95_ms": self.p95_ms.value,
+            "mean_ms": self.mean_ms.value,
             "per_second": self.per_second.value,
             "n": self.n,
             "batch_size": self.batch_size,
             "intervals": {
                 "p50_ms": self.p50_ms.to_dict(),
                 "p95_ms": self.p95_ms.to_dict(),
+                "mean_ms": self.mean_ms.to_dict(),
                 "per_second": self.per_second.to_dict(),
             },
         }
@@ -203,6 +207,7 @@ def _speed(times: list[float], rates: list[float], rng: np.random.Generator) -> 
     return Speed(
         p50_ms=quantile_interval(values, 0.5, rng=rng),
         p95_ms=quantile_interval(values, 0.95, rng=rng),
+        mean_ms=mean_interval(values, rng=rng),
         per_second=quantile_interval(np.array(rates), 0.5, rng=rng),
         batch_size=_BATCH_SIZE,
         n=len(values),

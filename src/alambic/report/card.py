@@ -65,7 +65,7 @@ def _hub_id(*names: object) -> str | None:
 
 def _relation(manifest: Mapping[str, Any]) -> str:
     """Return how the Hub calls it: a model whose weights were trained is a fine-tune even when quantised after."""
-    trained = str(manifest.get("candidate", "")).startswith(("finetune", "preferred"))
+    trained = str(manifest.get("candidate", "")).startswith(("finetune", "preferred", "cascade"))
     int8 = any(part.get("params", {}).get("precision") == "int8" for part in manifest.get("parts", ()))
     return "quantized" if int8 and not trained else "finetune"
 
@@ -132,8 +132,15 @@ def _opening(manifest: Mapping[str, Any]) -> str:
     about = f"{_plain(description)}\n\n" if description else ""
     return (
         f"# {_plain(manifest['name'])}\n\n{about}{_gives(manifest)}\n\n"
-        f"Made with alambic {manifest.get('alambic', '')}; candidate `{manifest.get('candidate', '')}`."
+        f"Made with alambic {manifest.get('alambic', '')}; candidate `{manifest.get('candidate', '')}`"
+        f"{_stages(manifest)}."
     )
+
+
+def _stages(manifest: Mapping[str, Any]) -> str:
+    """Name the stages of a cascade."""
+    cascade = manifest.get("cascade")
+    return f" ({' -> '.join(stage['name'] for stage in cascade['stages'])})" if cascade else ""
 
 
 _GIVES = {

@@ -250,7 +250,7 @@ def _candidates(report: Report) -> str:
     choice, metrics = report.choice, list(report.points[0].quality)
     points = sorted(report.points, key=lambda p: -p.quality[choice.metric].value)
     head = ["candidate", "budget", *(f"{metric_title(name)} (dev)" for name in metrics)]
-    head += ["p50 ms", "p95 ms", "size MB", "peak MB", "J a text", "frontier"]
+    head += ["p50 ms", "p95 ms", "mean ms", "size MB", "peak MB", "J a text", "frontier"]
     lines = [_candidate(point, metrics, choice) for point in points]
     marked = [i for i, point in enumerate(points) if point.name == choice.chosen]
     n = points[0].quality[choice.metric].n
@@ -271,6 +271,7 @@ def _candidate(point: Point, metrics: list[str], choice: Choice) -> list[str]:
         *(_spread(point.quality[name], "{:.3f}".format) for name in metrics),
         _spread(point.p50_ms, number),
         _spread(point.p95_ms, number),
+        number(None) if point.mean_ms is None else _spread(point.mean_ms, number),
         number(point.size_mb),
         number(point.peak_ram_mb),
         number(point.j_per_request) + sources,
