@@ -50,7 +50,7 @@ class Final:
 
 def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
     """Refit the chosen candidate on train and dev, score it once on test, seal it under `run`."""
-    fitted = yield from fit(ctx, trial.name, trial.fitted.refit, ctx.train, dev=None, tag="all")
+    fitted = yield from fit(ctx, trial.step, trial.fitted.refit, ctx.train, dev=None, tag="all")
     temperature, threshold = calibrate(trial, ctx.task)
     draft = yield from bundle_stage(ctx, trial.name, fitted, tag="all", temperature=temperature)
     decision = yield from decision_stage(ctx, trial, draft, temperature)
