@@ -192,7 +192,7 @@ class _Run:
         self.rows = rows_of(student, lesson.rows, long=params.long)
         self.dev_rows = [] if self.dev is None else rows_of(student, self.dev, long=params.long)
         self.logits = torch.from_numpy(np.asarray(lesson.logits, dtype=np.float32))
-        self.truths = truths_of(lesson)
+        self.truths = truths_of(lesson.rows)
         self.vectors = self._vectors()
         self.teacher = teacher if params.relations > 0 else None
         if params.relations > 0:
@@ -262,7 +262,8 @@ class _Run:
         multi = student.spec.multi_label
         losses = soft_loss(logits, self.logits[texts], softness=params.softness, multi_label=multi)
         if params.hard > 0:
-            losses = losses + params.hard * hard_loss(logits, self.truths, texts, multi_label=multi)
+            labelled = texts < self.lesson.labelled
+            losses = losses + params.hard * hard_loss(logits, self.truths[texts], labelled, multi_label=multi)
         if self.vectors is not None:
             likeness = nn.functional.cosine_similarity(pooled.float(), self.vectors[texts], dim=-1)
             losses = losses + params.hidden * (1.0 - likeness)
@@ -323,27 +324,25 @@ def soft_loss(logits: Tensor, teacher: Tensor, *, softness: float, multi_label: 
     return nn.functional.kl_div(own, shares, reduction="none", log_target=True).sum(dim=1) * softness**2
 
 
-def hard_loss(logits: Tensor, truths: Tensor, texts: Tensor, *, multi_label: bool) -> Tensor:
+def hard_loss(logits: Tensor, truths: Tensor, labelled: Tensor, *, multi_label: bool) -> Tensor:
     """Return the cross-entropy with the given labels for each text [B], 0 for texts without.
 
     Args:
         logits: the student's [B, L].
-        truths: zeros and ones of the labelled texts [M, L], which are numbered first.
-        texts: number of each text [B].
+        truths: zeros and ones [B, L].
+        labelled: whether a text has labels [B]; none of several is a label too.
         multi_label: each label is a question of its own.
     """
-    labelled = texts < len(truths)
-    given = torch.where(labelled[:, None], truths[texts.clamp(max=len(truths) - 1)], 0.0)
     if multi_label:
-        each = nn.functional.binary_cross_entropy_with_logits(logits, given, reduction="none").mean(dim=1)
+        each = nn.functional.binary_cross_entropy_with_logits(logits, truths, reduction="none").mean(dim=1)
     else:
-        each = -(given * logits.log_softmax(dim=1)).sum(dim=1)
+        each = -(truths * logits.log_softmax(dim=1)).sum(dim=1)
     return each * labelled
 
 
-def truths_of(lesson: Lesson) -> Tensor:
-    """Return zeros and ones [labelled, L]."""
-    truths = torch.zeros(lesson.labelled, len(lesson.rows.labels))
-    for i, chosen in enumerate(lesson.rows.targets()[: lesson.labelled]):
+def truths_of(rows: Dataset) -> Tensor:
+    """Return zeros and ones [N, L]; a text without labels has zeros only."""
+    truths = torch.zeros(len(rows), len(rows.labels))
+    for i, chosen in enumerate(rows.targets()):
         truths[i, chosen] = 1.0
     return truths

@@ -149,7 +149,7 @@ class _Run:
         self.net = _Net(
             torch.from_numpy(self.start[self.used].copy()), params.hidden, len(lesson.rows.labels), params.dropout
         )
-        self.logits, self.truths = torch.from_numpy(np.asarray(lesson.logits, np.float32)), truths_of(lesson)
+        self.logits, self.truths = torch.from_numpy(np.asarray(lesson.logits, np.float32)), truths_of(lesson.rows)
 
     def run(self) -> Work[DistilResult]:
         params = self.params
@@ -220,7 +220,8 @@ class _Run:
         texts = torch.tensor([row.text for row in rows])
         weights = torch.tensor([row.weight for row in rows])
         losses = soft_loss(logits, self.logits[texts], softness=params.softness, multi_label=multi)
-        losses = losses + params.hard * hard_loss(logits, self.truths, texts, multi_label=multi)
+        labelled = texts < self.lesson.labelled
+        losses = losses + params.hard * hard_loss(logits, self.truths[texts], labelled, multi_label=multi)
         return (losses * weights).sum() / weights.sum()
 
     def _score(self) -> float:
