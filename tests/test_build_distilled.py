@@ -104,7 +104,7 @@ def test_export_finds_the_student_and_not_its_teacher(tmp_path):
 
 def test_a_student_as_large_as_its_teacher_is_refused_before_the_build(tmp_path):
     path = task_file(tmp_path, '[[candidate]]\nname = "distil"\nrecipe = { layers = 3 }\n')
-    with pytest.raises(TaskError, match=r"layers = 3: its teacher base has 3, and a student must be smaller"):
+    with pytest.raises(TaskError, match=r"layers = 3: its teacher ./base has 3, and a student must be smaller"):
         build(path, out=tmp_path / "run")
     assert not list((tmp_path / "run" / "stages").iterdir())
 

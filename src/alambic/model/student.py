@@ -37,18 +37,35 @@ def shallower(encoder: Encoder, layers: int) -> Encoder:
             f"layers = {layers}: the teacher has {most}, and its student needs 1 to {most - 1}",
             hint="a student as large as its teacher is the teacher: use the candidate finetune",
         )
-    kept = spread(layers, most)
+    kinds = getattr(encoder.backbone.config, "layer_types", None)
+    kept = spread(layers, most) if not kinds else _both_kinds(spread(layers, most), kinds)
     backbone = copy.deepcopy(encoder.backbone)
     _keep(backbone, kept, most)
     config = backbone.config
     config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):  # ModernBERT: which layers look at the whole text
-        config.layer_types = [config.layer_types[i] for i in kept]
+    if kinds:
+        config.layer_types = [kinds[i] for i in kept]
     twin = Encoder(backbone, encoder.tokenizer, encoder.spec)
     if encoder.head is not None:
         twin.set_head(encoder.head.weight, encoder.head.bias)
     twin.eval()
     return twin
+
+
+def _both_kinds(kept: tuple[int, ...], kinds: Sequence[str]) -> tuple[int, ...]:
+    """Change the last layer for the nearest below of the other kind where ModernBERT's `kept` are of one kind only.
+
+    transformers cannot open a configuration of layers that all look at the whole text.
+    """
+    if len({kinds[i] for i in kept}) == len(set(kinds)):
+        return kept
+    below = [i for i in range(kept[-1]) if kinds[i] != kinds[kept[-1]] and i not in kept]
+    if len(kept) == 1 or not below:
+        raise TrainError(
+            f"layers = {len(kept)}: this architecture has layers of two kinds, and a student needs one of each",
+            hint="layers = 2 or more",
+        )
+    return tuple(sorted((*kept[:-1], below[-1])))
 
 
 def _keep(backbone: nn.Module, kept: Sequence[int], most: int) -> None:
