@@ -9,12 +9,13 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from alambic.build import build
+from alambic.build.check import check_task
 from alambic.build.export import model_of
 from alambic.build.ladder import agree_recipes
 from alambic.build.teaching import lessons_of
 from alambic.bundle import open_bundle
 from alambic.errors import DataError, TaskError, TrainError
-from alambic.events import Note
+from alambic.events import Note, drain
 from alambic.model.encoder import Encoder
 from alambic.model.student import depth
 from alambic.task import load_task
@@ -109,7 +110,8 @@ def test_a_student_as_large_as_its_teacher_is_refused_before_the_build(tmp_path)
     assert not list((tmp_path / "run" / "stages").iterdir())
 
 
-def test_unlabelled_text_in_another_language_is_refused_before_the_build(tmp_path):
+@pytest.mark.parametrize("check", [False, True])
+def test_unlabelled_text_in_another_language_is_refused_before_the_build(tmp_path, check):
     path = task_file(tmp_path, '[[candidate]]\nname = "distil"\n', data='unlabelled = "more.txt"')
     french = [
         "je ne trouve pas la facture de mon colis",
@@ -118,7 +120,7 @@ def test_unlabelled_text_in_another_language_is_refused_before_the_build(tmp_pat
     ]
     (tmp_path / "more.txt").write_text("\n".join(french), "utf-8")
     with pytest.raises(DataError, match=r"in a language \(fr\) that the training rows \(en\) are not in"):
-        build(path, out=tmp_path / "run")
+        drain(check_task(load_task(path))) if check else build(path, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

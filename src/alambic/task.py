@@ -184,7 +184,8 @@ class CandidateSpec(_Spec):
         + "."
     )
     step: str | None = Field(
-        None, description="classify: the name of the ladder that makes it, so that one step is tried in several ways."
+        default=None,
+        description="classify: the name of the ladder that makes it, so that one step is tried in several ways.",
     )
     recipe: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Options of its step.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alambic.build.keeping import keep
-from alambic.build.prepare import find_base, read_rows, settle_base
+from alambic.build.prepare import find_base, for_students, read_rows, settle_base
 from alambic.data.check import Audit, audit
 from alambic.data.split import Splits
 from alambic.events import Note, Work
@@ -26,6 +26,7 @@ def check_task(task: Task) -> Work[Audit]:
     for note in keep(task, rows.splits, own_dev=rows.dev is not None)[2]:
         yield Note(note)
     base = yield from settle_base(task, base, rows)
+    yield from for_students(task, base, rows)
     return audit_rows(rows.splits, base)
 
 

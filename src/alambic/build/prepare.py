@@ -127,8 +127,7 @@ def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context
     for note in notes:
         yield Note(note)
     base = yield from settle_base(task, base, rows)
-    check_students(task, base)
-    unlabelled = yield from _unlabelled(task, rows)
+    unlabelled = yield from for_students(task, base, rows)
     everything = splits.train if splits.dev is None else splits.train + splits.dev
     return Context(
         task=task,
@@ -145,12 +144,15 @@ def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context
     )
 
 
-def _unlabelled(task: Task, rows: Rows) -> Work[tuple[str, ...]]:
-    """Read the texts that students learn from besides the rows; none is a text of any row, whatever its part.
+def for_students(task: Task, base: Base | None, rows: Rows) -> Work[tuple[str, ...]]:
+    """Check the students and read the texts that they learn from besides the rows; none is a text of any row.
 
     Raises:
-        DataError: the file cannot be used.
+        TaskError: a student would be as large as its teacher.
+        BaseModelError: the base of a student cannot be had.
+        DataError: the file of texts cannot be used.
     """
+    check_students(task, base)
     if task.data.unlabelled is None:
         return ()
     parts = [part for part in (rows.train, rows.dev, rows.test, rows.splits.test) if part is not None]
