@@ -65,7 +65,7 @@ class StaticParams:
     schedule: int | None = None
     batch_size: int = 64
     learning_rate: float = 3e-3
-    softness: float = 2.0
+    softness: float = 4.0
     hard: float = 0.2
     dropout: float = 0.2
     metric: str = "accuracy"
