@@ -23,7 +23,7 @@ ROOT = HERE.parent
 TINY = bool(os.environ.get("ALAMBIC_BENCH_TINY"))  # tries a benchmark out; what it finds is printed and not kept
 NAMES = ("quality", "latency", "training", "startup", "multi30k", "lora_step", "families", "serving", "shared_base",
          "writing", "extract", "pretrain", "own_base", "encoder", "labelling", "audit", "calibration",
-         "abstain", "cascade")  # fmt: skip
+         "abstain", "distil", "cascade")  # fmt: skip
 
 
 class Store:

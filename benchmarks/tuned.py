@@ -129,7 +129,7 @@ def _linear(train: Any, bundle: Path) -> dict[str, Any]:
     scratch = bundle.with_suffix(".part")
     shutil.rmtree(scratch, ignore_errors=True)
     # A build searches for c; here one value serves, as the linear model is only there to compare with.
-    _seal(fit_tfidf_svm(train, scratch, seed=0, params={"c": 1.0}), scratch, bundle, train.labels)
+    seal_part(fit_tfidf_svm(train, scratch, seed=0, params={"c": 1.0}), scratch, bundle, train.labels)
     return {}
 
 
@@ -148,11 +148,12 @@ def _encoder(name: str, train: Any, choose: Any, bundle: Path, folder: Path) -> 
     result = drain(finetune(resolve(BASE), train, choose, params=params, out=model), listen)
     shutil.rmtree(scratch, ignore_errors=True)
     packing = int8.pack_form(int8.REFERENCE, model, scratch, calibration=train.texts, cache=folder / "graphs")
-    _seal(drain(packing), scratch, bundle, train.labels)
+    seal_part(drain(packing), scratch, bundle, train.labels)
     return {"steps": result.steps, "seconds": result.seconds, "best_dev": result.best_dev}
 
 
-def _seal(part: Any, scratch: Path, bundle: Path, labels: tuple[str, ...]) -> None:
+def seal_part(part: Any, scratch: Path, bundle: Path, labels: tuple[str, ...]) -> None:
+    """Seal the one part in `scratch`, which goes, as the bundle `bundle`."""
     from alambic import __version__
     from alambic.bundle import seal
     from alambic.manifest import Manifest

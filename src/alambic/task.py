@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from alambic import toml_file
 from alambic.errors import TaskError, nearest
 from alambic.kinds import cascade, writing
-from alambic.kinds.classify import DEFAULT_CANDIDATES, METRICS, MULTI_LABEL_METRICS
+from alambic.kinds.classify import DEFAULT_CANDIDATES, DISTILLED, METRICS, MULTI_LABEL_METRICS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 LongMode = Literal["windows", "head", "head_tail", "error", "leave_out"]
@@ -68,6 +68,10 @@ class DataSpec(_Spec):
     out_of_scope: str | None = Field(
         None, description="classify: file of texts that no label fits, or the label that such rows have."
     )
+    unlabelled: str | None = Field(
+        None, description="classify: file of texts without labels (one a line, or a table) that a distilled candidate "
+        "learns from besides the rows.",
+    )  # fmt: skip
     reasons: Literal["rows", "texts"] | None = Field(
         None,
         description="classify: keep an index of the training rows, so that `--why` shows the nearest ones: their "
@@ -174,13 +178,17 @@ class CandidateSpec(_Spec):
     """One model to try; `recipe` overrides the defaults of its step."""
 
     name: str = Field(
-        description="A name of the ladder. classify: "
-        + ", ".join(DEFAULT_CANDIDATES)
+        description="A name of the ladder, or with `step` any. classify: "
+        + ", ".join((*DEFAULT_CANDIDATES, *DISTILLED))
         + ". generate, chat and extract: "
         + ", ".join(writing.DEFAULT_CANDIDATES["extract"])
         + " (tagger: extract only); with [preferences] also "
         + ", ".join(writing.PREFERRED)
         + "."
+    )
+    step: str | None = Field(
+        default=None,
+        description="classify: the name of the ladder that makes it, so that one step is tried in several ways.",
     )
     recipe: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Options of its step.")
     chain: tuple[str, ...] | None = Field(
@@ -188,6 +196,11 @@ class CandidateSpec(_Spec):
         description="cascade (or cascade-NAME): other candidates of this task, cheapest first, the full model last; "
         "composed from what was measured when absent.",
     )
+
+    @property
+    def made_by(self) -> str:
+        """Name of the ladder that makes it."""
+        return self.step or self.name
 
 
 class _File(_Spec):
@@ -320,9 +333,19 @@ def _default_candidates(file: _File) -> tuple[CandidateSpec, ...]:
     names = [
         n for n in _ladder_of(file.task.kind, file.preferences) if not (n == "base" and file.base.name == "scratch")
     ]
+    if file.task.kind == "classify" and _saves(file):
+        at = names.index(cascade.NAME)  # a chain is made of all before it
+        names[at:at] = DISTILLED
     if file.task.multi_label:
         names.remove(cascade.NAME)
-    return tuple(CandidateSpec(name=name, chain=None) for name in names)
+    return tuple(CandidateSpec(name=name, step=None, chain=None) for name in names)
+
+
+def _saves(file: _File) -> bool:
+    """Tell whether students may help: the budget limits what they save or prefers it, or texts are there for them."""
+    budget = file.budget
+    limits = (budget.p95_ms, budget.size_mb, budget.peak_ram_mb, budget.j_per_request, file.data.unlabelled)
+    return any(limit is not None for limit in limits) or budget.prefer not in (None, "quality")
 
 
 def _ladder_of(kind: str, preferences: PreferencesSpec | None) -> tuple[str, ...]:
@@ -340,7 +363,7 @@ def _metrics_of(task: TaskSpec) -> tuple[str, ...]:
 _ONLY: tuple[tuple[str, str, bool], ...] = (
     ("task", "multi_label", False), ("data", "label", False), ("data", "label_separator", False),
     ("data", "output", True), ("data", "prompt", True), ("data", "system", True),
-    ("data", "out_of_scope", False), ("data", "reasons", False),
+    ("data", "out_of_scope", False), ("data", "reasons", False), ("data", "unlabelled", False),
     ("budget", "precision", False), ("budget", "coverage", False), ("budget", "in_scope", False),
     ("budget", "mean_ms", False),
     ("base", "parameters", True), ("base", "shape", True),
@@ -409,17 +432,26 @@ def _needs_writing_base(task: Task) -> bool:
 def _candidate_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
     known = _ladder_of(task.kind, task.preferences)
     faults: list[tuple[tuple[str | int, ...], str]] = []
+    if task.kind == "classify":
+        known = (*known, *DISTILLED)
+        if task.data.unlabelled is not None and not any(c.made_by in DISTILLED for c in task.candidates):
+            text = "data.unlabelled: no candidate learns from it; add [[candidate]] name = one of "
+            faults.append((("data", "unlabelled"), text + ", ".join(DISTILLED)))
     seen: set[str] = set()
     for i, candidate in enumerate(task.candidates):
         loc = ("candidate", i, "name")
+        if candidate.step is not None:
+            faults += _step_faults(task, i, candidate.step, known)
         if candidate.name in writing.PREFERRED and candidate.name not in known:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r} needs [preferences] (generate and chat)"))
-        elif cascade.NAME in known and cascade.is_cascade(candidate.name):
-            faults += _chain_faults(task, i)
+        elif cascade.NAME in known and cascade.is_cascade(candidate.made_by):
+            names = [one.name for one in task.candidates]
+            for key, text in cascade.faults_of(candidate.name, candidate.chain, names, multi_label=task.multi_label):
+                faults.append((("candidate", i, key), f"candidate[{i}].{key}: {text}"))
         elif candidate.chain is not None:
             text = f"only candidates called {cascade.NAME!r} or '{cascade.NAME}-...' are chains"
             faults.append((("candidate", i, "chain"), f"candidate[{i}].chain: {text}"))
-        elif candidate.name not in known:
+        elif candidate.step is None and candidate.name not in known:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r}; {nearest(candidate.name, known)}"))
         if candidate.name in seen:
             faults.append((loc, f"candidate[{i}].name: {candidate.name!r} is there twice"))
@@ -427,28 +459,15 @@ def _candidate_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:
     return faults
 
 
-def _chain_faults(task: Task, i: int) -> list[tuple[tuple[str | int, ...], str]]:
-    """Refuse a chain whose stages cannot be: they are other candidates of the task, each once."""
-    spec = task.candidates[i]
-    singles = [one.name for one in task.candidates if not cascade.is_cascade(one.name)]
-    loc = ("candidate", i, "name" if spec.chain is None else "chain")
-    if task.multi_label:
-        return [(loc, f"candidate[{i}]: a cascade needs one label per text, and multi_label is true")]
-    if spec.chain is None:
-        if spec.name != cascade.NAME:
-            return [(loc, f"candidate[{i}].name: {spec.name!r} needs a chain; only {cascade.NAME!r} finds its own")]
-        few = f"candidate[{i}].name: {spec.name!r} is a chain of other candidates; this task has {len(singles)}"
-        return [(loc, few)] if len(singles) < 2 else []
-    faults = [
-        f"candidate[{i}].chain: {name!r} is no other candidate of this task; {nearest(name, singles)}"
-        for name in spec.chain
-        if name not in singles
-    ]
-    if not 2 <= len(spec.chain) <= cascade.MOST_STAGES:
-        faults.append(f"candidate[{i}].chain: {len(spec.chain)} stages; a chain has 2 to {cascade.MOST_STAGES}")
-    if len(set(spec.chain)) < len(spec.chain):
-        faults.append(f"candidate[{i}].chain: the same stage twice")
-    return [(loc, fault) for fault in faults]
+def _step_faults(task: Task, i: int, step: str, known: tuple[str, ...]) -> list[tuple[tuple[str | int, ...], str]]:
+    loc, name = ("candidate", i, "step"), task.candidates[i].name
+    if task.kind != "classify":
+        return [(loc, f"candidate[{i}].step: does not apply to kind {task.kind!r}")]
+    if step not in known:
+        return [(loc, f"candidate[{i}].step: {step!r}; {nearest(step, known)}")]
+    if name in known and name != step:
+        return [(loc, f"candidate[{i}].name: {name!r} is a step of its own, and this candidate is made by {step!r}")]
+    return []
 
 
 def _budget_faults(task: Task) -> list[tuple[tuple[str | int, ...], str]]:

@@ -147,7 +147,7 @@ def _try(ctx: Context, name: str, found: FittedChain, members: Sequence[Trial], 
     bundle = yield from bundle_stage(ctx, name, fitted, tag=folds[0].tag)
     # The bundle of the first fold has learnt the other folds' rows: on them it would be sure too often, and quick.
     point, costs = yield from _costs(ctx, name, bundle, folds[0].dev, quality)
-    return Trial(name, point, quality, costs, probabilities, fitted)
+    return Trial(name, point, quality, costs, probabilities, fitted, name)
 
 
 def _joined(cascade: Cascade, fits: Sequence[Fitted]) -> Fitted:
@@ -162,7 +162,7 @@ def refit(ctx: Context, trial: Trial) -> Work[Fitted]:
     """Fit the candidate of `trial` on all rows; of a chain each stage, its thresholds as they are."""
     cascade = trial.fitted.cascade
     if cascade is None:
-        fitted = yield from fit(ctx, trial.name, trial.fitted.refit, ctx.train, dev=None, tag="all")
+        fitted = yield from fit(ctx, trial.step, trial.fitted.refit, ctx.train, dev=None, tag="all")
         return fitted
     fits = []
     for name, recipe in trial.fitted.refit["stages"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from alambic.build.chain import check_rows
 from alambic.build.keeping import keep
-from alambic.build.prepare import find_base, folds_of, read_rows, settle_base
+from alambic.build.prepare import find_base, folds_of, for_students, read_rows, settle_base
 from alambic.data.check import Audit, audit
 from alambic.data.split import Splits
 from alambic.events import Note, Work
@@ -29,6 +29,7 @@ def check_task(task: Task) -> Work[Audit]:
         yield Note(note)
     check_rows(task, folds_of(left))
     base = yield from settle_base(task, base, rows)
+    yield from for_students(task, base, rows)
     return audit_rows(rows.splits, base)
 
 

@@ -51,6 +51,7 @@ class Context:
     threads: int | None
     machine: dict[str, Any]
     kept: Kept | None = None
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def machine_digest(self) -> str:

@@ -112,12 +112,23 @@ def writer_model_of(bundle: Bundle, run: Path) -> Path:
 
 def model_of(bundle: Bundle, run: Path) -> Path:
     """Find the Model directory that `bundle` was packed from among the stages of `run`."""
-    wanted = bundle.manifest.data["train"]["digest"]
-    for stage in sorted((run / "stages").glob("finetune.all-*/stage.json")):
-        record = json.loads(stage.read_text("utf-8"))
-        if record["inputs"].get("train") == wanted:
-            return stage.parent / "model"
+    packed = _input_of(run, "final", "fit", seal=bundle.manifest.seal)
+    model = _input_of(run, None, "model", key=packed) if packed is not None else None
+    found = [] if model is None else sorted((run / "stages").glob(f"*-{model}/model"))
+    if found:
+        return found[0]
     raise BundleError(
         f"{run}: the model that {bundle.source} was packed from is not there",
         hint="name the run folder with --run, or build again",
     )
+
+
+def _input_of(
+    run: Path, name: str | None, wanted: str, *, seal: str | None = None, key: str | None = None
+) -> str | None:
+    """Return the input `wanted` of the stage of that name or key whose bundle has that seal; None where none is."""
+    for path in sorted((run / "stages").glob(f"{name or '*'}-{key or '*'}/stage.json")):
+        record = json.loads(path.read_text("utf-8"))
+        if wanted in record["inputs"] and (seal is None or record["result"].get("seal") == seal):
+            return str(record["inputs"][wanted])
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from alambic.build.packing import pack_base, pack_float, pack_int8
 from alambic.data.dataset import Dataset
 from alambic.errors import TaskError, TrainError
 from alambic.events import Work
+from alambic.kinds.classify import DISTILLED
 from alambic.manifest import PartSpec
 from alambic.train import heads, linear
 from alambic.workspace import Stage, StageSpec
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 Recipe = dict[str, Any]
 Step = Callable[[Context, Recipe, Dataset, Dataset | None, str], Work[Fitted]]
 
-NEEDS_BASE = ("knn", "logreg", "finetune", "finetune-int8")
+NEEDS_BASE = ("knn", "logreg", "finetune", "finetune-int8", *DISTILLED)
 
 
 def fit(ctx: Context, name: str, recipe: Recipe, train: Dataset, *, dev: Dataset | None, tag: str) -> Work[Fitted]:
@@ -62,13 +64,17 @@ def agree_recipes(refits: Sequence[Recipe]) -> Recipe:
     first = refits[0]
     if "schedule" not in first:
         return first
-    votes = [refit["few_shot"] for refit in refits]
+    if "teachers" in first:
+        names = first["teachers"]
+        first = {**first, "teachers": {n: agree_recipes([refit["teachers"][n] for refit in refits]) for n in names}}
+    votes = [refit.get("few_shot") for refit in refits]
     way = max(votes, key=votes.count)
-    same = [refit for refit in refits if refit["few_shot"] == way]
+    same = [refit for refit in refits if refit.get("few_shot") == way]
     schedule = round(statistics.median(refit["schedule"] for refit in same))
     share = statistics.median(refit["steps"] / max(1, refit["schedule"]) for refit in same)
     rate = statistics.median_low([refit["learning_rate"] for refit in same])
-    return {**first, "few_shot": way, "schedule": schedule, "steps": round(share * schedule), "learning_rate": rate}
+    way_too = {} if way is None else {"few_shot": way}  # a student has only one way
+    return {**first, **way_too, "schedule": schedule, "steps": round(share * schedule), "learning_rate": rate}
 
 
 def check_recipe(name: str, recipe: Recipe) -> None:
@@ -84,6 +90,10 @@ def check_recipe(name: str, recipe: Recipe) -> None:
             linear.TfidfParams.read(recipe)
         elif name in ("finetune", "finetune-int8"):
             _finetune_params(recipe)
+        elif name in DISTILLED:
+            from alambic.build.teaching import lessons_of
+
+            lessons_of(name, recipe)
         else:
             raise TrainError(f"{next(iter(recipe))!r}: {name} has no options")
     except TrainError as error:
@@ -181,7 +191,8 @@ def embed(ctx: Context, encoder: Fitted, rows: Dataset) -> Work[NDArray[np.float
     return vectors
 
 
-def _train_encoder(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | None, tag: str) -> Work[Stage]:
+def train_encoder(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | None, tag: str) -> Work[Stage]:
+    """Fine-tune the base on `train`, as a stage that every candidate of the same recipe shares."""
     from alambic.train.finetune import finetune
 
     assert ctx.base is not None
@@ -213,20 +224,20 @@ def _train_encoder(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | 
 
 
 def _finetune(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | None, tag: str) -> Work[Fitted]:
-    model = yield from _train_encoder(ctx, recipe, train, dev, tag)
+    model = yield from train_encoder(ctx, recipe, train, dev, tag)
     packed = yield from pack_float(ctx, model, tag=tag)
-    refit = _refit(ctx, recipe, model, len(train))
+    refit = refit_of(ctx, recipe, model, len(train))
     return Fitted(packed.parts, packed.key, refit, {"history": model.result["history"]})
 
 
 def _finetune_int8(ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | None, tag: str) -> Work[Fitted]:
-    model = yield from _train_encoder(ctx, recipe, train, dev, tag)
+    model = yield from train_encoder(ctx, recipe, train, dev, tag)
     packed = yield from pack_int8(ctx, model, train, dev, form=recipe.get("int8"), tag=tag)
-    refit = _refit(ctx, recipe, model, len(train))
+    refit = refit_of(ctx, recipe, model, len(train))
     return Fitted(packed.parts, packed.key, {**refit, **packed.refit}, packed.details)
 
 
-def _refit(ctx: Context, recipe: Recipe, model: Stage, rows: int) -> Recipe:
+def refit_of(ctx: Context, recipe: Recipe, model: Stage, rows: int) -> Recipe:
     """Say how the same is trained on all rows: the steps found are scaled so that each row is seen as many times."""
     found, more = model.result, len(ctx.train) / rows
     return {
@@ -241,6 +252,15 @@ def _finetune_params(recipe: Recipe, **known: Any) -> FinetuneParams:
     return FinetuneParams.from_recipe(recipe, **known)
 
 
+def _distilled(
+    ctx: Context, recipe: Recipe, train: Dataset, dev: Dataset | None, tag: str, *, step: str
+) -> Work[Fitted]:
+    from alambic.build import teaching  # it fits its teachers through this module
+
+    made = {"distil": teaching.distil_encoder, "distil-int8": teaching.distil_int8}.get(step, teaching.distil_static)
+    return (yield from made(ctx, recipe, train, dev, tag))
+
+
 _STEPS: dict[str, Step] = {
     "majority": _majority,
     "tfidf-svm": _tfidf,
@@ -248,4 +268,5 @@ _STEPS: dict[str, Step] = {
     "logreg": _logreg,
     "finetune": _finetune,
     "finetune-int8": _finetune_int8,
+    **{step: partial(_distilled, step=step) for step in DISTILLED},
 }

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from alambic.build.context import Context, Fold
+from alambic.build.teaching import student_seconds
 from alambic.data.dataset import Dataset
 from alambic.events import Work
+from alambic.kinds.classify import DISTILLED
 from alambic.task import CandidateSpec
 from alambic.workspace import StageSpec
 
@@ -45,7 +47,7 @@ class Plan:
 def plan(ctx: Context) -> Work[Plan]:
     """Predict the time of the build and fit it into `build_minutes`."""
     candidates = ctx.task.candidates
-    if not any(c.name in TRAINED for c in candidates):
+    if not any(c.made_by in (*TRAINED, *DISTILLED) for c in candidates):
         return Plan(ctx.folds, candidates, _linear_seconds(ctx, len(ctx.folds)), ())
     per_token = yield from _seconds_per_token(ctx)
     tokens = _tokens(ctx, ctx.train)
@@ -57,20 +59,38 @@ def plan(ctx: Context) -> Work[Plan]:
         training = per_token * tokens * n_epochs * (share * ways + 1.0)
         return _FIRST_SECONDS + training + _PACK_SECONDS * (folds + 1) + _linear_seconds(ctx, folds)
 
-    limit = ctx.task.budget.build_minutes
-    folds, epochs, trains, notes = _fit_budget(ctx, total, epochs, None if limit is None else limit * 60)
+    limit = None if ctx.task.budget.build_minutes is None else ctx.task.budget.build_minutes * 60
+    students = student_seconds(ctx, per_token * tokens)
+    candidates, cut = _without_students(candidates, total(len(ctx.folds), epochs), students, limit)
+    if cut and not any(c.made_by in TRAINED for c in candidates):
+        return Plan(ctx.folds, candidates, _linear_seconds(ctx, len(ctx.folds)), cut)
+    folds, epochs, trains, notes = _fit_budget(ctx, total, epochs, limit)
+    notes = (*cut, *notes)
     if not trains:
-        kept = tuple(c for c in candidates if c.name not in TRAINED)
+        kept = tuple(c for c in candidates if c.made_by not in TRAINED)
         return Plan(ctx.folds, kept, _FIRST_SECONDS + _linear_seconds(ctx, len(ctx.folds)), notes)
     chosen = tuple(_with_epochs(c, epochs) for c in candidates)
-    return Plan(ctx.folds[:folds], chosen, total(folds, epochs), notes)
+    return Plan(ctx.folds[:folds], chosen, total(folds, epochs) + (0.0 if cut else students), notes)
+
+
+def _without_students(
+    candidates: tuple[CandidateSpec, ...], others: float, students: float, limit: float | None
+) -> tuple[tuple[CandidateSpec, ...], tuple[str, ...]]:
+    """Leave the students out where `limit` does not allow them beside the `others`: their teacher comes first."""
+    if limit is None or not students or others + students <= limit:
+        return candidates, ()
+    kept = tuple(c for c in candidates if c.made_by not in DISTILLED)
+    names = ", ".join(c.name for c in candidates if c.made_by in DISTILLED)
+    said = f"with {names} the build would take {_minutes(others + students)}; build_minutes does not allow them"
+    return kept, (said,)
 
 
 def _epochs(ctx: Context) -> float:
     """Epochs that the trained candidates ask for, at most."""
     from alambic.train.finetune import default_epochs
 
-    asked = [c.recipe.get("epochs") for c in ctx.task.candidates if c.name in TRAINED]
+    asked = [c.recipe.get("epochs") for c in ctx.task.candidates if c.made_by in TRAINED]
+    asked += [c.recipe.get("teacher_epochs") for c in ctx.task.candidates if c.made_by in DISTILLED and not asked]
     return max(float(e) if isinstance(e, int | float) else default_epochs(len(ctx.train)) for e in asked)
 
 
@@ -81,9 +101,10 @@ def _ways(ctx: Context) -> int:
 
 
 def _with_epochs(candidate: CandidateSpec, epochs: float) -> CandidateSpec:
-    if candidate.name not in TRAINED or "steps" in candidate.recipe:
+    if candidate.made_by not in (*TRAINED, *DISTILLED) or "steps" in candidate.recipe:
         return candidate
-    return candidate.model_copy(update={"recipe": {**candidate.recipe, "epochs": epochs}})
+    key = "epochs" if candidate.made_by in TRAINED else "teacher_epochs"
+    return candidate.model_copy(update={"recipe": {**candidate.recipe, key: epochs}})
 
 
 Total = Callable[[int, float], float]

@@ -9,9 +9,11 @@ from alambic.build.chain import check_chain
 from alambic.build.context import Context, Fold
 from alambic.build.keeping import keep
 from alambic.build.ladder import NEEDS_BASE, check_recipe
+from alambic.build.teaching import check_students
 from alambic.data.dataset import Dataset
 from alambic.data.read import read_dataset
 from alambic.data.split import Splits, split
+from alambic.data.unlabelled import read_unlabelled
 from alambic.errors import DataError, TaskError, nearest
 from alambic.events import Note, Work
 from alambic.kinds.cascade import is_cascade
@@ -92,7 +94,7 @@ def find_base(task: Task) -> Base | None:
         raise TaskError(f"{task.path.name}: " + "\n".join(faults), hint="no bundle could ever meet this budget")
     for candidate in task.candidates:
         check = check_chain if is_cascade(candidate.name) else check_recipe
-        check(candidate.name, dict(candidate.recipe))
+        check(candidate.made_by, dict(candidate.recipe))
     if task.base.name == AUTO or not _needs_base(task):
         return None
     return resolve(task.base, root=task.root)
@@ -112,7 +114,7 @@ def settle_base(task: Task, base: Base | None, rows: Rows) -> Work[Base | None]:
 
 
 def _needs_base(task: Task) -> bool:
-    return any(candidate.name in NEEDS_BASE for candidate in task.candidates)
+    return any(candidate.made_by in NEEDS_BASE for candidate in task.candidates)
 
 
 def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context]:
@@ -128,6 +130,7 @@ def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context
     for note in notes:
         yield Note(note)
     base = yield from settle_base(task, base, rows)
+    unlabelled = yield from for_students(task, base, rows)
     everything = splits.train if splits.dev is None else splits.train + splits.dev
     return Context(
         task=task,
@@ -140,4 +143,27 @@ def prepare(task: Task, base: Base | None, workspace: Workspace) -> Work[Context
         threads=task.task.threads,
         machine=fingerprint(),
         kept=kept,
+        unlabelled=unlabelled,
     )
+
+
+def for_students(task: Task, base: Base | None, rows: Rows) -> Work[tuple[str, ...]]:
+    """Check the students and read the texts that they learn from besides the rows; none is a text of any row.
+
+    Raises:
+        TaskError: a student would be as large as its teacher.
+        BaseModelError: the base of a student cannot be had.
+        DataError: the file of texts cannot be used.
+    """
+    check_students(task, base)
+    if task.data.unlabelled is None:
+        return ()
+    parts = [part for part in (rows.train, rows.dev, rows.test, rows.splits.test) if part is not None]
+    taken = [text for part in parts for text in part.texts]
+    path = task.path_of(task.data.unlabelled)
+    read = read_unlabelled(path, task.data, train=rows.splits.train.texts, taken=taken)
+    for note in read.notes:
+        yield Note(note)
+    for warning in read.warnings:
+        yield Note(warning, "warning")
+    return read.texts

@@ -33,6 +33,7 @@ class Trial:
         costs: what `measure_costs` gave, as JSON.
         probabilities: of the deciding rows [N, L], in the order of the folds.
         fitted: its fit on the first fold, with the way to refit it that the folds agree on.
+        step: the name of the ladder that made it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Trial:
     costs: dict[str, Any]
     probabilities: NDArray[np.float32]
     fitted: Fitted
+    step: str
 
 
 def try_candidate(ctx: Context, candidate: CandidateSpec, folds: tuple[Fold, ...]) -> Work[Trial]:
@@ -48,7 +50,7 @@ def try_candidate(ctx: Context, candidate: CandidateSpec, folds: tuple[Fold, ...
     blocks, fits, bundle = [], list[Fitted](), None
     recipe = dict(candidate.recipe)
     for fold in folds:
-        fitted = yield from fit(ctx, candidate.name, recipe, fold.train, dev=fold.dev, tag=fold.tag)
+        fitted = yield from fit(ctx, candidate.made_by, recipe, fold.train, dev=fold.dev, tag=fold.tag)
         fits.append(fitted)
         if len(fits) == 1:
             recipe = {**recipe, **{k: v for k, v in fitted.refit.items() if k == "int8"}}
@@ -62,7 +64,7 @@ def try_candidate(ctx: Context, candidate: CandidateSpec, folds: tuple[Fold, ...
         rows, decide(probabilities, rows.labels, multi_label=rows.multi_label), split="dev", seed=ctx.task.seed
     )
     point, costs = yield from _costs_stage(ctx, candidate.name, bundle, rows, quality)
-    return Trial(candidate.name, point, quality, costs, probabilities, agree(fits))
+    return Trial(candidate.name, point, quality, costs, probabilities, agree(fits), candidate.made_by)
 
 
 def deciding_rows(folds: tuple[Fold, ...]) -> Dataset:

@@ -33,6 +33,7 @@ PARTS = Registry(
         "majority": "alambic.engines.majority:Majority",
         "onnx": "alambic.engines.onnx:OnnxPart",
         "openvino": "alambic.engines.openvino:OpenVinoPart",
+        "static": "alambic.engines.static:StaticPart",
         "tfidf-linear": "alambic.engines.tfidf_linear:TfidfLinear",
         "torch": "alambic.engines.torch:TorchPart",
     },

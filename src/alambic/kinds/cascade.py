@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from alambic.errors import nearest
 from alambic.kinds.decision import tempered
 
 NAME = "cascade"  # candidates that are chains are called this, or this with a suffix
@@ -27,6 +28,34 @@ Ask = Callable[[Rows], Array]
 def is_cascade(name: str) -> bool:
     """Tell whether a candidate of this name is a chain: ``cascade`` or ``cascade-...``."""
     return name == NAME or name.startswith(NAME + "-")
+
+
+def faults_of(
+    name: str, chain: Sequence[str] | None, names: Sequence[str], *, multi_label: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield the key and what is wrong with a chain whose stages cannot be: other candidates of the task, each once.
+
+    Args:
+        name: of the candidate.
+        chain: its stages; None: it finds its own.
+        names: of all candidates of the task.
+        multi_label: texts may have several labels.
+    """
+    singles = [one for one in names if not is_cascade(one)]
+    if multi_label:
+        yield "name", "a cascade needs one label per text, and multi_label is true"
+    elif chain is None and name != NAME:
+        yield "name", f"{name!r} needs a chain; only {NAME!r} finds its own"
+    elif chain is None and len(singles) < 2:
+        yield "name", f"{name!r} is a chain of other candidates; this task has {len(singles)}"
+    elif chain is not None:
+        for one in chain:
+            if one not in singles:
+                yield "chain", f"{one!r} is no other candidate of this task; {nearest(one, singles)}"
+        if not 2 <= len(chain) <= MOST_STAGES:
+            yield "chain", f"{len(chain)} stages; a chain has 2 to {MOST_STAGES}"
+        if len(set(chain)) < len(chain):
+            yield "chain", "the same stage twice"
 
 
 @dataclass(frozen=True)

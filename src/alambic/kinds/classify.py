@@ -15,6 +15,8 @@ MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "subset_accuracy")
 
 # The honest ladder, cheapest first, then a chain of those before. Names of candidates; build knows how to make them.
 DEFAULT_CANDIDATES = ("majority", "tfidf-svm", "knn", "logreg", "finetune", "finetune-int8", "cascade")
+# Students of the fine-tuned encoder: tried unasked only where the budget speaks of what they save.
+DISTILLED = ("distil", "distil-int8", "distil-static")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _hub_id(*names: object) -> str | None:
 
 def _relation(manifest: Mapping[str, Any]) -> str:
     """Return how the Hub calls it: a model whose weights were trained is a fine-tune even when quantised after."""
-    trained = str(manifest.get("candidate", "")).startswith(("finetune", "preferred", "cascade"))
+    trained = str(manifest.get("candidate", "")).startswith(("finetune", "preferred", "distil", "cascade"))
     int8 = any(part.get("params", {}).get("precision") == "int8" for part in manifest.get("parts", ()))
     return "quantized" if int8 and not trained else "finetune"
 

@@ -7,26 +7,27 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
 from alambic.data.dataset import Dataset
 from alambic.errors import TrainError, nearest
 from alambic.events import Finished, Note, Started, Work
 from alambic.model.bases import Base
-from alambic.model.encoder import Encoder, by_length, pad
+from alambic.model.encoder import Encoder
 from alambic.train.batches import Row, batch_at, class_order, collate, epoch_order, rows_of, target_tensor
 from alambic.train.contrastive import supcon, with_label_names
-from alambic.train.head_start import fit_head, objective, predict
+from alambic.train.head_start import fit_head, objective
 from alambic.train.loop import Loop, Plan, Point
 from alambic.train.precision import autocast, threads
 from alambic.train.schedule import freeze, groups, set_dropout
+from alambic.train.scoring import pooled as pooled_rows
+from alambic.train.scoring import score
 
 # Of a normalised vector: makes logits of a useful size, and the head's and layers' gradients comparable.
 _SCALE = 16.0
@@ -360,7 +361,7 @@ class _Run:
     def _contrastive_loss(self, rows: list[Row]) -> Tensor:
         # Classes mix lengths: the batch goes through in parts of like length, or half of it would be padding.
         with autocast():
-            parts = list(_each(rows, self.encoder, batch_tokens=512))
+            parts = list(pooled_rows(rows, self.encoder, batch_tokens=512))
         pooled = torch.cat([part for _, part in parts])
         targets = torch.tensor([rows[i].targets[0] for numbers, _ in parts for i in numbers])
         unit = nn.functional.normalize(pooled, dim=-1)
@@ -380,9 +381,9 @@ class _Run:
         features = torch.zeros(n, self.encoder.spec.hidden)
         self.encoder.eval()
         with torch.no_grad(), autocast():
-            for numbers, pooled in _each(rows, self.encoder):
+            for numbers, vectors in pooled_rows(rows, self.encoder):
                 weights = torch.tensor([rows[i].weight for i in numbers])
-                features.index_add_(0, torch.tensor([rows[i].text for i in numbers]), pooled * weights[:, None])
+                features.index_add_(0, torch.tensor([rows[i].text for i in numbers]), vectors * weights[:, None])
         return features * self.encoder.spec.scale
 
     def _score(self) -> float:
@@ -397,34 +398,8 @@ class _Run:
         return value
 
     def _score_as_is(self) -> float:
-        dev = self.dev
-        assert dev is not None
-        multi = dev.multi_label
-        shares = torch.zeros(len(dev), len(dev.labels))
-        with autocast():
-            for numbers, pooled in _each(self.dev_rows, self.encoder):
-                logits = self.encoder.classify(pooled)
-                each = logits.sigmoid() if multi else logits.softmax(dim=1)
-                weights = torch.tensor([self.dev_rows[i].weight for i in numbers])
-                shares.index_add_(0, torch.tensor([self.dev_rows[i].text for i in numbers]), each * weights[:, None])
-        chosen = predict(shares - 0.5 if multi else shares, multi_label=multi)
-        truth = target_tensor(dev.targets(), len(dev.labels), multi_label=multi)
-        return dev_score(truth, chosen, metric=self.params.metric)
-
-
-def dev_score(truth: Tensor, chosen: Tensor, *, metric: str) -> float:
-    """Return `metric` as a share."""
-    if metric in ("accuracy", "subset_accuracy"):
-        return float(accuracy_score(truth.numpy(), chosen.numpy()))
-    average = metric.removesuffix("_f1")
-    return float(f1_score(truth.numpy(), chosen.numpy(), average=average, zero_division=0))
-
-
-def _each(rows: list[Row], encoder: Encoder, *, batch_tokens: int = 2048) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield row numbers and their pooled embeddings, in batches of like length."""
-    for numbers in by_length([len(row.ids) for row in rows], batch_tokens=batch_tokens):
-        ids, mask = pad([rows[i].ids for i in numbers], pad_id=encoder.pad_id)
-        yield numbers, encoder.pool(ids, mask).float()
+        assert self.dev is not None
+        return score(self.encoder, self.dev_rows, self.dev, metric=self.params.metric)
 
 
 def _class_weights(train: Dataset, params: FinetuneParams) -> Tensor | None:
