@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -187,7 +188,10 @@ def test_build_ends_the_same_when_it_was_killed_at_any_moment(tmp_path_factory, 
 def test_build_exits_130_on_ctrl_c_and_goes_on_from_there(tmp_path):
     task, run = write_task(tmp_path), tmp_path / "run"
     command = [sys.executable, "-m", "alambic", "build", str(task), "--out", str(run)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # What runs behind a shell's back inherits that the signal is ignored.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **pipes, preexec_fn=heard) as process:
         while process.poll() is None and not list(run.glob("stages/majority.fold2-*")):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
