@@ -9,25 +9,20 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-from alambic.build.context import ENGINE_LIBRARIES, Context, Fitted, Fold
+from alambic.build.context import Context, Fitted, Fold
 from alambic.build.ladder import fit
-from alambic.build.trial import Trial, bundle_stage, deciding_rows
+from alambic.build.trial import Trial, bundle_stage, costs_stage, deciding_rows
 from alambic.data.dataset import Dataset
-from alambic.engines import open_engine
 from alambic.errors import DataError, TaskError
 from alambic.events import Note, Work
 from alambic.kinds.cascade import MOST_STAGES, Cascade, is_cascade
 from alambic.kinds.classify import decide
-from alambic.measure import Options, measure_costs
 from alambic.measure.cascade import TOLERANCE, FittedChain, Member, fit_cascade, probabilities_of, too_few
-from alambic.measure.frontier import Point, point_of
-from alambic.measure.quality import Quality, quality_of
+from alambic.measure.quality import quality_of
 from alambic.pack.cascade import join
 from alambic.task import CandidateSpec, Task
-from alambic.workspace import Stage, StageSpec
 
 _QUICKER = 0.5  # a stage before the full model takes at most this share of its time
 _WORTH = 0.9  # a chain composed unasked is tried when it should take at most this share of the full model's time
@@ -146,7 +141,8 @@ def _try(ctx: Context, name: str, found: FittedChain, members: Sequence[Trial], 
     quality = quality_of(rows, said, split="dev", seed=ctx.task.seed)
     bundle = yield from bundle_stage(ctx, name, fitted, tag=folds[0].tag)
     # The bundle of the first fold has learnt the other folds' rows: on them it would be sure too often, and quick.
-    point, costs = yield from _costs(ctx, name, bundle, folds[0].dev, quality)
+    # Its mean hangs on how many texts go all the way, so it takes more texts than one model does.
+    point, costs = yield from costs_stage(ctx, name, bundle, folds[0].dev, quality, repeats=400, seconds=6.0)
     return Trial(name, point, quality, costs, probabilities, fitted, name)
 
 
@@ -168,33 +164,6 @@ def refit(ctx: Context, trial: Trial) -> Work[Fitted]:
     for name, recipe in trial.fitted.refit["stages"]:
         fits.append((yield from fit(ctx, name, recipe, ctx.train, dev=None, tag="all")))
     return _joined(cascade, fits)
-
-
-def _costs(
-    ctx: Context, name: str, bundle: Stage, rows: Dataset, quality: Quality
-) -> Work[tuple[Point, dict[str, Any]]]:
-    spec = StageSpec(
-        f"measure.{name}",
-        {"threads": ctx.threads},
-        {"bundle": bundle.key, "rows": rows.digest, "machine": ctx.machine_digest},
-        libraries=ENGINE_LIBRARIES,
-    )
-
-    def work(folder: Path) -> Work[dict[str, Any]]:
-        yield from ()
-        at = bundle.folder / "bundle"
-        # Its mean hangs on how many texts go all the way, so it takes more texts than one model does.
-        options = Options(
-            threads=ctx.threads, repeats=400, seconds=6.0, energy_seconds=1.5, cold_starts=0, seed=ctx.task.seed
-        )
-        with open_engine(at, threads=ctx.threads) as engine:
-            costs = measure_costs(at, engine, rows.texts, options=options)
-        return {"point": point_of(name, quality, costs).to_dict(), "costs": costs.to_dict()}
-
-    stage = yield from ctx.workspace.run(spec, work)
-    saved = Point.from_dict(stage.result["point"])
-    point = replace(saved, quality=quality.scores, answers=quality.answers, split=quality.split)
-    return point, stage.result["costs"]
 
 
 def fitted_sentence(facts: dict[str, Any], full: str) -> str:

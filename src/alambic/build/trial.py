@@ -63,7 +63,7 @@ def try_candidate(ctx: Context, candidate: CandidateSpec, folds: tuple[Fold, ...
     quality = quality_of(
         rows, decide(probabilities, rows.labels, multi_label=rows.multi_label), split="dev", seed=ctx.task.seed
     )
-    point, costs = yield from _costs_stage(ctx, candidate.name, bundle, rows, quality)
+    point, costs = yield from costs_stage(ctx, candidate.name, bundle, rows, quality)
     return Trial(candidate.name, point, quality, costs, probabilities, agree(fits), candidate.made_by)
 
 
@@ -137,9 +137,27 @@ def _predict(engine: ClassifyEngine, fitted: Fitted, rows: Dataset) -> NDArray[n
     return probabilities
 
 
-def _costs_stage(
-    ctx: Context, name: str, bundle: Stage, rows: Dataset, quality: Quality
+def costs_stage(
+    ctx: Context,
+    name: str,
+    bundle: Stage,
+    rows: Dataset,
+    quality: Quality,
+    *,
+    repeats: int = 100,
+    seconds: float = 4.0,
 ) -> Work[tuple[Point, dict[str, Any]]]:
+    """Measure what a bundle costs on `rows`, once a machine; return its point and the costs.
+
+    Args:
+        ctx: of the build.
+        name: of the candidate.
+        bundle: stage that packed it.
+        rows: whose texts are predicted.
+        quality: of the candidate, for its point.
+        repeats: see `alambic.measure.Options`.
+        seconds: the same.
+    """
     spec = StageSpec(
         f"measure.{name}",
         {"threads": ctx.threads},
@@ -152,7 +170,7 @@ def _costs_stage(
         yield from ()
         at = bundle.folder / "bundle"
         options = Options(
-            threads=ctx.threads, repeats=100, seconds=4.0, energy_seconds=1.5, cold_starts=0, seed=ctx.task.seed
+            threads=ctx.threads, repeats=repeats, seconds=seconds, energy_seconds=1.5, cold_starts=0, seed=ctx.task.seed
         )
         with open_engine(at, threads=ctx.threads) as engine:
             costs = measure_costs(at, engine, rows.texts, options=options)
