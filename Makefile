@@ -7,8 +7,8 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 LOCKED := $(shell $(PYTHON) -c "import sys,platform as p; print('yes' if sys.platform=='linux' and p.machine()=='x86_64' and sys.version_info[:2]==(3,11) else '')")
 
-# Two processes, each file in one of them; the seed of the order is in pyproject.toml.
-SPREAD := -n 2 --dist loadfile
+# Two processes, each file in one of them, slow ones first (tests/conftest.py); the seed of the order is in pyproject.toml.
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-fast check bench browser docs lock clean
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import Counter
 from pathlib import Path
 
 # Tests run in two processes (make test). Two times two threads of torch would get nothing done on two cores.
@@ -11,6 +12,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 
 _LOOPBACK = ("127.", "::1", "localhost")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Put the files with the most slow tests first: none begins when the other process has nothing left to do."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -282,7 +282,7 @@ def test_model_is_trained_in_sittings_and_opens_when_done(own):
     assert record["base"]["licence"] == "CC-BY-4.0; CC0-1.0; MIT"
 
 
-@pytest.mark.skipif(not CORPUS.is_dir(), reason=f"needs the corpus of the workplace in {CORPUS}")
+@pytest.mark.skipif(not CORPUS.is_dir(), reason=f"{CORPUS} is not there")
 def test_real_documents_lose_nothing_when_prepared(tmp_path):
     recipe = Path(__file__).parents[1] / "bases" / "alambic-fr-en" / "decoder.toml"
     config = load_pretrain(recipe, corpus=CORPUS)
