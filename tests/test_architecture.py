@@ -119,7 +119,8 @@ def test_no_file_is_a_drawer_of_odds_and_ends():
 
 
 def test_files_stay_under_five_hundred_lines():
-    assert [p.name for _, p in modules() if len(p.read_text("utf-8").splitlines()) > 500] == []
+    files = [*(path for _, path in modules()), *Path(__file__).parent.glob("*.py")]
+    assert [p.name for p in files if len(p.read_text("utf-8").splitlines()) > 500] == []
 
 
 def test_help_imports_no_heavy_library_when_asked():
