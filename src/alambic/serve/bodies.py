@@ -9,9 +9,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from alambic.errors import DataError
@@ -103,6 +103,15 @@ def unsupported(reason: str) -> PydanticCustomError:
 def wrong(reason: str) -> PydanticCustomError:
     """Return the fault of a value that is not allowed."""
     return PydanticCustomError("invalid_value", "{reason}", {"reason": reason})
+
+
+def _own_token_only(value: int | None) -> int | None:
+    if value is not None and value > 1:
+        raise unsupported(f"it is {value}; only the token that was written has its log-probability here, 0 or 1")
+    return value
+
+
+OwnLogprob = Annotated[int | None, Field(ge=0), AfterValidator(_own_token_only)]
 
 
 def parse_body(shape: type[_Shape], body: bytes) -> _Shape:

@@ -11,16 +11,16 @@ from typing import Any
 
 from pydantic import Field, field_validator
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from alambic.kinds.generation import GenerationRequest, TokenLogprob
-from alambic.serve.answers import Answer, Answers, Step, timings_of, usage_of, while_here
-from alambic.serve.bodies import Sampled, choice, json_kind, parse_body, sampling_of, unsupported
-from alambic.serve.errors import CLIENT_GONE, ApiError
+from alambic.serve.answers import Answer, Answers, Step, timings_of, usage_of
+from alambic.serve.bodies import OwnLogprob, Sampled, choice, json_kind, parse_body, sampling_of, unsupported
+from alambic.serve.errors import ApiError
 from alambic.serve.limits import Limits
 from alambic.serve.models import LoadedWriter
-from alambic.serve.openai_chat import DONE, LEAST_LOGPROB, checked_n, dumps, need_logprobs, stream
-from alambic.serve.streams import Cancelled, Desk
+from alambic.serve.openai_chat import DONE, LEAST_LOGPROB, checked_n, dumps, need_logprobs, reply
+from alambic.serve.streams import Desk
 from alambic.serve.tool_calls import Plain, Said
 
 _MAX_TOKENS = 16  # OpenAI's default here: a raw prompt has no end of turn to stop at
@@ -31,17 +31,10 @@ class CompletionBody(Sampled):
 
     prompt: Any
     max_tokens: int | None = Field(None, ge=1)
-    logprobs: int | None = Field(None, ge=0)
+    logprobs: OwnLogprob = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = Field(None, ge=1)
-
-    @field_validator("logprobs")
-    @classmethod
-    def _one(cls, value: int | None) -> int | None:
-        if value is not None and value > 1:
-            raise unsupported(f"it is {value}; only the token that was written has its log-probability here, 0 or 1")
-        return value
 
     @field_validator("echo")
     @classmethod
@@ -105,14 +98,7 @@ async def answer(request: Request, body: bytes, *, models: Any, desks: dict[str,
     name, model = models(parsed.model)
     asked = read(parsed, name=name, model=model, limits=limits)
     answers = Answers(desks[name], asked.requests, [Plain() for _ in asked.requests], param="prompt")
-    frame = _Frame(asked)
-    try:
-        if asked.stream:
-            return await stream(request, answers, frame.events)
-        whole = await while_here(request, answers.collect())
-    except Cancelled:
-        whole = None
-    return Response(status_code=CLIENT_GONE) if whole is None else JSONResponse(frame.whole(whole))
+    return await reply(request, answers, _Frame(asked), stream=asked.stream)
 
 
 def _prompts(value: object) -> list[str]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import Field, field_validator
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from alambic.kinds.generation import GenerationRequest, TokenLogprob
 from alambic.serve.answers import Answer, Answers, EventStream, Step, timings_of, usage_of, while_here
-from alambic.serve.bodies import Sampled, choice, conversation, parse_body, sampling_of, unsupported
+from alambic.serve.bodies import OwnLogprob, Sampled, choice, conversation, parse_body, sampling_of, unsupported
 from alambic.serve.constraints import Form, form_of, schema_of
 from alambic.serve.errors import CLIENT_GONE, ApiError
 from alambic.serve.limits import Limits
@@ -41,17 +41,10 @@ class ChatBody(Sampled):
     parallel_tool_calls: bool | None = None
     response_format: Any = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: OwnLogprob = None
     functions: Any = None
     function_call: Any = None
     modalities: list[str] | None = None
-
-    @field_validator("top_logprobs")
-    @classmethod
-    def _one(cls, value: int | None) -> int | None:
-        if value is not None and value > 1:
-            raise unsupported(f"it is {value}; only the token that was written has its log-probability here, 0 or 1")
-        return value
 
     @field_validator("functions", "function_call")
     @classmethod
@@ -143,30 +136,44 @@ async def answer(request: Request, body: bytes, *, models: Any, desks: dict[str,
     name, model = models(parsed.model)
     chat = read(parsed, name=name, model=model, limits=limits)
     answers = Answers(desks[name], chat.requests, [chat.form.reader() for _ in chat.requests], param="messages")
-    frame = _Frame(chat)
+    return await reply(request, answers, _Frame(chat), stream=chat.stream)
+
+
+class Frame(Protocol):
+    """Puts answers into the form of one API."""
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return the body of an answer that is not streamed."""
+        ...
+
+    def events(self, first: Step, steps: AsyncGenerator[Step, None], count: int) -> AsyncGenerator[bytes, None]:
+        """Yield the events of a stream of `count` answers: of a first step and of those that follow."""
+        ...
+
+
+async def reply(request: Request, answers: Answers, frame: Frame, *, stream: bool) -> Response:
+    """Answer whole, or with events; a client that went away gets nothing.
+
+    Raises:
+        ApiError: the model refuses the request, or fails before the first piece.
+    """
     try:
-        if chat.stream:
-            return await stream(request, answers, frame.events)
+        if stream:
+            return await _stream(request, answers, frame)
         whole = await while_here(request, answers.collect())
     except Cancelled:
         whole = None
     return Response(status_code=CLIENT_GONE) if whole is None else JSONResponse(frame.whole(whole))
 
 
-async def stream(request: Request, answers: Answers, events: Any) -> Response:
-    """Answer with events once the first piece is there: what is refused before it has a status of its own.
-
-    Args:
-        request: of the client.
-        answers: to write.
-        events: makes the events of a first step and those that follow.
-    """
+async def _stream(request: Request, answers: Answers, frame: Frame) -> Response:
+    """Answer with events once the first piece is there: what is refused before it has a status of its own."""
     steps = answers.steps()
     first = await while_here(request, anext(steps))
     if first is None:
         await steps.aclose()
         return Response(status_code=CLIENT_GONE)
-    return EventStream(events(first, steps, len(answers)), answers)
+    return EventStream(frame.events(first, steps, len(answers)), answers)
 
 
 class _Frame:

@@ -6,26 +6,26 @@ import json
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from alambic.kinds.chat import Chat
 from alambic.kinds.generation import GenerationRequest, TokenLogprob
-from alambic.serve.answers import Answer, Answers, Step, timings_of, tokens_of, while_here
-from alambic.serve.bodies import Body, conversation, json_kind, parse_body, sampled, unsupported
+from alambic.serve.answers import Answer, Answers, Step, timings_of, tokens_of
+from alambic.serve.bodies import Body, OwnLogprob, conversation, json_kind, parse_body, sampled, unsupported
 from alambic.serve.constraints import Form, form_of, schema_of
-from alambic.serve.errors import CLIENT_GONE, ApiError
+from alambic.serve.errors import ApiError
 from alambic.serve.limits import Limits
 from alambic.serve.models import LoadedWriter
-from alambic.serve.openai_chat import logprob_of, need_logprobs, stream
+from alambic.serve.openai_chat import logprob_of, need_logprobs, reply
 from alambic.serve.response_events import Events
-from alambic.serve.streams import Cancelled, Desk
+from alambic.serve.streams import Desk
 
 _LOGPROBS = "message.output_text.logprobs"
 _FROM = "item"  # key of a message under which the item that made it is named
@@ -51,7 +51,7 @@ class ResponseBody(Body):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: OwnLogprob = None
     metadata: dict[str, Any] | None = None
     previous_response_id: str | None = None
     conversation: Any = None
@@ -86,13 +86,6 @@ class ResponseBody(Body):
     def _no_prompt(cls, value: Any) -> Any:
         if value is not None:
             raise unsupported("this server has no stored prompts; use instructions and input")
-        return value
-
-    @field_validator("top_logprobs")
-    @classmethod
-    def _one(cls, value: int | None) -> int | None:
-        if value is not None and value > 1:
-            raise unsupported(f"it is {value}; only the token that was written has its log-probability here, 0 or 1")
         return value
 
 
@@ -163,14 +156,7 @@ async def answer(request: Request, body: bytes, *, models: Any, desks: dict[str,
     name, model = models(parsed.model)
     asked = read(parsed, name=name, model=model)
     answers = Answers(desks[name], [asked.request], [asked.form.reader()], param="input")
-    frame = _Frame(asked)
-    try:
-        if asked.stream:
-            return await stream(request, answers, frame.events)
-        whole = await while_here(request, answers.collect())
-    except Cancelled:
-        whole = None
-    return Response(status_code=CLIENT_GONE) if whole is None else JSONResponse(frame.whole(whole[0]))
+    return await reply(request, answers, _Frame(asked), stream=asked.stream)
 
 
 def _conversation(messages: list[dict[str, Any]], tools: Any) -> Chat:
@@ -247,8 +233,9 @@ class _Frame:
         self._id = "resp_" + secrets.token_hex(16)
         self._created = int(time.time())
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the answer that is not streamed."""
+        (answer,) = answers
         items = []
         if answer.text or not answer.calls:
             items.append(self.message("msg_" + secrets.token_hex(12), answer.text, answer.logprobs, answer.reason))
