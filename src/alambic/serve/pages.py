@@ -36,7 +36,8 @@ def label() -> Response:
 
 def _page(name: str) -> Response:
     """Return a page; its inline script and style are allowed by their hashes, nothing else is."""
-    text = (files("alambic") / "web" / name).read_text(encoding="utf-8")
+    web = files("alambic") / "web"
+    text = (web / name).read_text("utf-8").replace("/* base.css */", (web / "base.css").read_text("utf-8"))
     policy = (
         f"default-src 'none'; script-src {_hashes(text, 'script')}; style-src {_hashes(text, 'style')}; "
         f"connect-src 'self'; img-src data:; {_NO_FRAMES}"
