@@ -71,7 +71,7 @@ def with_facts(text: str, name: str, facts: dict[str, Any]) -> str:
     at = next((i for i, block in enumerate(blocks) if re.search(rf'(?m)^name = "{re.escape(name)}"$', block)), None)
     if at is None:
         raise KeyError(name)
-    for key, line in zip(facts, _lines(facts), strict=True):
+    for key, line in reversed(list(zip(facts, _lines(facts), strict=True))):  # new lines then stand in their order
         blocks[at], found = re.subn(rf"(?m)^{key} = .*$", line, blocks[at], count=1)
         if not found:
             blocks[at] = re.sub(r"(?m)^(folder = .*)$", rf"\1\n{line}", blocks[at], count=1)
