@@ -5,6 +5,8 @@ TORCH_VERSION := 2.13.0
 TORCH_INDEX ?=
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
+# Bases of our own: installed in place, so new weights are there without copying them.
+BASES := bases/pyproject.toml $(wildcard bases/src/alambic_bases/*.py)
 LOCKED := $(shell $(PYTHON) -c "import sys,platform as p; print('yes' if sys.platform=='linux' and p.machine()=='x86_64' and sys.version_info[:2]==(3,11) else '')")
 
 # Two processes, each file in one of them, slow ones first (tests/conftest.py); the seed of the order is in pyproject.toml.
@@ -14,14 +16,14 @@ SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 
 setup: $(READY)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml $(BASES)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q torch$(if $(LOCKED),==$(TORCH_VERSION)) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 ifneq ($(LOCKED),)
 	$(BIN)/python -m pip install -q --no-deps -r requirements.lock
-	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . -e ./bases
 else
-	$(BIN)/python -m pip install -q -e ".[build,generate,gguf,test,bench]"
+	$(BIN)/python -m pip install -q -e ".[build,generate,gguf,test,bench]" -e ./bases
 endif
 	@touch $@
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MINUTES = 15
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "pretrain-curve.png"
 WHAT = "Bits per byte of held-out text by source: a pre-trained decoder against a Kneser-Ney 5-gram of the same text"
 _BLOCK, _BLOCKS = 512, 50  # tokens that the bootstrap draws together; fewer where that would make fewer blocks
 _DRAWS = 1000
@@ -41,7 +42,23 @@ def run(store: Any) -> str:
     # Another model, or the same one trained on, is another part.
     part = f"{shards.name}-{model.parent.name}-{trained['step']}".replace(".part", "")
     found = store.part(part, lambda: _compare(model, shards, tokenizer))
-    return "\n".join([*_table(found), "", *_facts(trained)])
+    return "\n".join([*_table(found), "", *_facts(trained), "", *_curve(model)])
+
+
+def _curve(model: Path) -> list[str]:
+    """Draw loss and bits per byte against tokens, from the log beside the model."""
+    from alambic.report.pretraining import curve_of, write_curve
+    from alambic.train.pretrain_log import Log
+
+    log = model.with_name(f"{model.name}.run") / "log.jsonl"
+    curve = curve_of(Log(log).read())
+    if not curve.tokens:
+        return [f"No curve: {log.name} has no step."]
+    write_curve(curve, PICTURE)
+    told = (
+        "Thin: each step; thick: running mean. Right: each source, and all by their bytes; on the way a part is read."
+    )
+    return [f"![Loss and held-out bits per byte against tokens](../images/{PICTURE.name})", "", told]
 
 
 def _newest(folder: Path, stage: str, inside: str = ".") -> Path:

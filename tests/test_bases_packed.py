@@ -225,7 +225,7 @@ def test_default_base_warns_when_the_package_of_ours_is_absent(tmp_path, monkeyp
     monkeypatch.setattr(bases_default, "catalogue", lambda: known)
     base, notes = settled(write_task(tmp_path, FRENCH))
     assert base.name == bases_default.ENGLISH
-    assert notes[-1].level == "warning" and "pip install alambic-bases" in notes[-1].message
+    assert notes[-1].level == "warning" and "(pip install no-such-bases)" in notes[-1].message
 
 
 def test_auto_is_refused_when_the_task_writes(tmp_path):

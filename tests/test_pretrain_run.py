@@ -87,6 +87,8 @@ def test_log_says_everything_when_read(whole):
     assert run["params"]["hidden"] == 32 and run["peak_source"] == "measured" and run["peak_flops"] > 1e9
     assert [line["step"] for line in lines(whole.model, "valid")] == [10, 20, 30, 40]
     assert lines(whole.model, "valid")[-1]["bits_per_byte"] == whole.bits_per_byte
+    on_the_way = lines(whole.model, "valid")[:-1]
+    assert all(line["tokens_per_second"] > 0 and 0 < line["utilisation"] < 1 for line in on_the_way)
     assert 0 < whole.utilisation < 1 and whole.tokens_per_second > 0
     kept = sorted(p.name for p in (whole.log.parent / "checkpoints").iterdir())
     assert kept == ["stable-step-00000030", "step-00000039", "step-00000040"]

@@ -17,7 +17,6 @@ import pytest
 from click.testing import CliRunner
 
 from alambic.build import pretraining
-from alambic.build.pretraining_plan import parameters
 from alambic.cli.main import cli
 from alambic.data.corpus_rules import STOP_WORDS
 from alambic.data.shards import open_shards
@@ -240,7 +239,7 @@ def test_command_tells_the_plan_and_the_paths_when_asked(own):
     args = ["pretrain", str(own / "tiny.toml"), "--corpus", str(own / "text"), "--test-sets", str(own / "sets")]
     made = json.loads(runner.invoke(cli, [*args, "--dry-run", "--json"]).stdout)
     assert made["tokens"] == 2048 and made["steps"] == 8 and made["test_files"] == 1
-    assert made["parameters"] == parameters(load_pretrain(own / "tiny.toml").model, 600)
+    assert made["parameters"] == 640 * 32 + (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
     result = runner.invoke(cli, [*args, "--out", str(own / "run"), "--only", "shards", "--json"])
     record = json.loads(result.stdout)
     assert open_shards(Path(record["shards"])).vocabulary == 600 and record["model"] is None
@@ -274,6 +273,9 @@ def test_model_is_trained_in_sittings_and_opens_when_done(own):
     assert ran == ["train"] and outcome.training["finished"] and outcome.training["tokens"] == 2048
     assert 0 < outcome.training["bits_per_byte"] < 9
     assert set(outcome.training["sources"]) == {"fr", "en", "chat"}
+    assert "million tokens trained on" in outcome.curve.read_text("utf-8") and str(outcome.curve) in outcome.text()
+    planned = pretraining.plan(load_pretrain(own / "tiny.toml", corpus=own / "text"))
+    assert outcome.training["parameters"] == planned.parameters
     assert run(own, until="train")[1] == []
     model = transformers.AutoModelForCausalLM.from_pretrained(outcome.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(outcome.model)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from alambic import _extras
 from alambic.build.crew import shared
 from alambic.build.pretraining_plan import PretrainPlan, plan
 from alambic.build.pretraining_report import corpus_record, training_lines, write_report
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["UNTIL", "PretrainOutcome", "PretrainPlan", "Until", "plan", "pretrain_events"]
 Until = Literal["corpus", "tokenizer", "shards", "train"]
 UNTIL: tuple[Until, ...] = ("corpus", "tokenizer", "shards", "train")
+_CURVE = "curve.svg"
 _BATCH = 64  # documents encoded at once
 _CHECKED = 200  # documents of each source that must come back from their ids unchanged
 
@@ -76,6 +78,7 @@ class PretrainOutcome:
         shards: folder of the shards.
         model: folder of the model.
         training: what the training loop says of itself.
+        curve: picture of the loss and of held-out bits per byte so far.
     """
 
     run: Path
@@ -85,6 +88,7 @@ class PretrainOutcome:
     shards: Path | None = None
     model: Path | None = None
     training: dict[str, Any] | None = None
+    curve: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -93,7 +97,7 @@ class PretrainOutcome:
     def text(self) -> str:
         """Return the paths and what the training came to, for a person."""
         lines = [f"  report     {self.report}"]
-        for name in ("tokenizer", "shards", "model"):
+        for name in ("tokenizer", "shards", "model", "curve"):
             path = getattr(self, name)
             lines += [f"  {name:<10} {path}"] if path is not None else []
         return "\n".join(lines + ([] if self.training is None else training_lines(self.training)))
@@ -134,7 +138,9 @@ def _run(config: PretrainConfig, workspace: Workspace, until: Until, minutes: fl
     if until == "shards":
         return PretrainOutcome(workspace.root, report, record, tokenizer.folder, made.folder)
     model, training = yield from _train(config, workspace, tokenizer, made, minutes)
-    return PretrainOutcome(workspace.root, report, record, tokenizer.folder, made.folder, model, training)
+    picture = workspace.root / _CURVE
+    curve = picture if picture.is_file() else None
+    return PretrainOutcome(workspace.root, report, record, tokenizer.folder, made.folder, model, training, curve)
 
 
 def prepare_corpus(config: PretrainConfig, workspace: Workspace) -> Work[Prepared]:
@@ -355,6 +361,19 @@ def _check_lossless(name: str, store: Store, tokenizer: Tokenizer) -> None:
         )
 
 
+def _draw(log: Path, picture: Path) -> Work[None]:
+    """Draw the curve of a training so far; a picture is not worth a training, so what is missing is said."""
+    if not _extras.available("matplotlib"):
+        yield Note("no picture of the loss: it needs matplotlib: pip install 'alambic[build]'")
+        return
+    from alambic.report.pretraining import curve_of, write_curve
+    from alambic.train.pretrain_log import Log
+
+    curve = curve_of(Log(log).read())
+    if curve.tokens:
+        write_curve(curve, picture)
+
+
 class _Paused(Exception):
     def __init__(self, training: dict[str, Any]) -> None:
         self.training = training
@@ -378,6 +397,7 @@ def _train(
 
     def work(folder: Path) -> Work[dict[str, Any]]:
         result = yield from shared("pretrain", shards.folder, tokenizer.folder, params, folder / "model", base=base)
+        yield from _draw(result.log, workspace.root / _CURVE)
         if not result.finished:
             raise _Paused(result.to_dict())
         return dict(result.to_dict())

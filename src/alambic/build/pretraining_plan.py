@@ -7,7 +7,8 @@ from typing import Any
 
 from alambic.data import corpus_contamination as contamination
 from alambic.data.corpus_read import files_of
-from alambic.pretrain_config import ModelSpec, PretrainConfig
+from alambic.pretrain_config import PretrainConfig
+from alambic.train.pretrain_params import PretrainParams
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,20 @@ def plan(config: PretrainConfig) -> PretrainPlan:
         size = sum(path.stat().st_size for path in files) / 1e6
         sources[source.name] = {"files": len(files), "mb": round(size, 3), "limit_mb": source.mb}
     tests = contamination.test_files(config.test_sets, config.contamination.patterns)
+    params = PretrainParams(**config.model.model_dump(), **config.train.model_dump())
     tokens = config.train.tokens
-    steps = None if tokens is None else -(-tokens // config.train.batch_tokens)
-    return PretrainPlan(
-        config.name, parameters(config.model, config.tokenizer.vocabulary), sources, len(tests), tokens, steps
-    )
+    steps = None if tokens is None else params.steps(0)
+    count = parameters(params, config.tokenizer.vocabulary)
+    return PretrainPlan(config.name, count, sources, len(tests), tokens, steps)
 
 
-def parameters(model: ModelSpec, vocabulary: int) -> int:
+def parameters(params: PretrainParams, vocabulary: int) -> int:
     """Count the weights of a decoder of this shape, with tied embeddings and a gated feed-forward part.
 
     An encoder is counted alike: it differs by a few vectors.
     """
-    width = model.hidden
-    kv = width * (model.kv_heads or model.heads) // model.heads
-    inner = model.ffn or round(width * 8 / 3 / 32) * 32
-    layer = 2 * width * width + 2 * width * kv + 3 * width * inner + 2 * width
-    return vocabulary * width + model.layers * layer + width
+    width = params.hidden
+    kv = width * (params.kv_heads or params.heads) // params.heads
+    layer = 2 * width * width + 2 * width * kv + 3 * width * params.ffn_width + 2 * width
+    rows = -(-vocabulary // 64) * 64
+    return rows * width + params.layers * layer + width

@@ -19,6 +19,8 @@ from alambic.model.catalogue import (
     catalogue,
     fitting,
     free_memory_bytes,
+    how_to_install,
+    packaged,
     remotes,
 )
 from alambic.model.catalogue_size import CACHED_TOKENS, Memory, memory_of, shape_of
@@ -124,7 +126,7 @@ def _remote_row(entry: RemoteEntry) -> list[str]:
 
 
 def _is_here(entry: CatalogueEntry) -> bool:
-    if entry.package is not None and _extras.available(entry.package):
+    if packaged(entry) is not None:
         return True
     if entry.hub is None or not _extras.available("huggingface_hub"):
         return False
@@ -233,8 +235,8 @@ def _cached(facts: Mapping[str, Any], cached: Any) -> str:
         return ""
     if cached:
         return str(cached)
-    package = str(facts.get("package", "")).replace("_", "-")
-    return f"no (alambic bases pull {facts['name']})" if facts.get("hub") else f"no (pip install {package})"
+    how = f"alambic bases pull {facts['name']}" if facts.get("hub") else how_to_install(catalogue()[facts["name"]])
+    return f"no ({how})"
 
 
 def _prices(facts: Mapping[str, Any], price: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,17 @@ from alambic.events import Work, drain
 from alambic.model import hub
 from alambic.model.bases_weights import PACKED, count_stored
 from alambic.model.bases_weights import weight_files as weight_files  # part of this module's interface
-from alambic.model.catalogue import KINDS, SCRATCH, CatalogueEntry, Kind, catalogue, remotes, select
+from alambic.model.catalogue import (
+    KINDS,
+    SCRATCH,
+    CatalogueEntry,
+    Kind,
+    catalogue,
+    how_to_install,
+    packaged,
+    remotes,
+    select,
+)
 from alambic.model.catalogue_size import DECODERS, ENCODERS, SEQ2SEQ
 
 if TYPE_CHECKING:
@@ -172,7 +181,7 @@ def pull(
         assert entry is not None
         raise (
             _not_installed(entry)
-            if importlib.util.find_spec(str(entry.package)) is None
+            if packaged(entry) is None
             else BaseModelError(
                 f"base {name!r} is installed already, with the package {str(entry.package).replace('_', '-')}"
             )
@@ -215,9 +224,9 @@ def _known(
 ) -> Base:
     if entry.kind not in kinds:
         raise _wrong_kind(f"base {entry.name!r}", entry.architecture, entry.kind, kinds)
-    found = None if entry.package is None else importlib.util.find_spec(entry.package)  # finds it without running it
-    if entry.folder is not None and found is not None and found.submodule_search_locations:
-        folder, source = Path(found.submodule_search_locations[0]) / entry.folder, f"package:{entry.package}"
+    found = packaged(entry)
+    if found is not None:
+        folder, source = found, f"package:{entry.package}"
         if (folder / PACKED).is_file():
             from alambic.model.bases_packed import unpack_folder  # needs numpy; most bases do not
 
@@ -277,7 +286,7 @@ def _not_installed(entry: CatalogueEntry) -> BaseModelError:
     package = str(entry.package).replace("_", "-")
     return BaseModelError(
         f"base {entry.name!r} comes with the package {package} and is nowhere to be fetched alone",
-        hint=f"pip install {package}",
+        hint=how_to_install(entry),
     )
 
 

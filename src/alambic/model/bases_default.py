@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alambic.data.language import languages_of
-from alambic.model.catalogue import catalogue
+from alambic.model.catalogue import catalogue, how_to_install, packaged
 
 AUTO = "auto"  # what a task says when it leaves the choice to `default_base`
 ENGLISH = "all-minilm-l6-v2"
@@ -31,8 +30,8 @@ def default_base(texts: Sequence[str]) -> DefaultBase:
     seen = f"{french:,} of {told:,} texts are French by their function words"
     if not told or french / told < _MIXED or FRENCH not in catalogue():
         return DefaultBase(ENGLISH, f"base = {ENGLISH!r} ({seen}; name another under [base])")
-    package = catalogue()[FRENCH].package
-    if package is None or importlib.util.find_spec(package) is None:
-        without = f"{FRENCH} knows French and is not installed here (pip install alambic-bases)"
+    entry = catalogue()[FRENCH]
+    if packaged(entry) is None:
+        without = f"{FRENCH} knows French and is not installed here ({how_to_install(entry)})"
         return DefaultBase(ENGLISH, f"base = {ENGLISH!r}, though {seen}: {without}", missing=True)
     return DefaultBase(FRENCH, f"base = {FRENCH!r} ({seen}; name another under [base])")

@@ -5,6 +5,7 @@ Nothing here opens a connection or a weight file; `alambic.model.bases` finds a 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tomllib
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from alambic.model.catalogue_size import CACHED_TOKENS, Memory, Shape, memory_of
 
 Kind = Literal["encoder", "decoder", "seq2seq"]
 KINDS: tuple[Kind, ...] = ("encoder", "decoder", "seq2seq")
+OURS = "alambic-bases"  # the package of bases made by alambic itself
 SCRATCH = "scratch"  # a reserved name: a model made from nothing, on the task's own text
 # What a licence says of weights that were fine-tuned: pass them on, pass them on under the same terms, or not at all.
 Redistribute = Literal["yes", "same-licence", "no"]
@@ -167,6 +169,26 @@ def find_remote(name: str) -> RemoteEntry:
     if name not in remotes():
         raise BaseModelError(f"no remote model {name!r}", hint=nearest(name, remotes()))
     return remotes()[name]
+
+
+def packaged(entry: CatalogueEntry) -> Path | None:
+    """Return the folder of `entry` in the installed package that ships it, None when it is not there.
+
+    The package is found without being imported; an older release of it may lack the folder.
+    """
+    if entry.package is None or entry.folder is None:
+        return None
+    found = importlib.util.find_spec(entry.package)
+    if found is None or not found.submodule_search_locations:
+        return None
+    folders = (Path(place) / entry.folder for place in found.submodule_search_locations)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def how_to_install(entry: CatalogueEntry) -> str:
+    """Return the command that brings the package of `entry`."""
+    name = str(entry.package).replace("_", "-")
+    return f"pip install {name}" + (" (in a clone of alambic: pip install ./bases)" if name == OURS else "")
 
 
 def select(

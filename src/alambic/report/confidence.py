@@ -9,7 +9,7 @@ from typing import Any
 from alambic import _extras
 from alambic.measure.calibration import Reliability
 from alambic.report._html import esc, table
-from alambic.report.plots import ACCENT, INK, MUTED, in_page
+from alambic.report.plots import ACCENT, INK, MUTED, dress, in_page
 
 
 def section(trust: Mapping[str, Any]) -> str:
@@ -54,11 +54,7 @@ def reliability_svg(named: Mapping[str, Reliability]) -> str:
             axes.plot(xs, ys, color=colour, marker=mark, markersize=4, linewidth=1.0, label=f"{name}: {found.ece:.3f}")
         axes.set_xlabel("mean confidence of the bin", color=INK)
         axes.set_ylabel("share right", color=INK)
-        axes.grid(visible=True, color=MUTED, alpha=0.25, linewidth=0.6)
-        axes.tick_params(colors=INK, labelcolor=INK, length=3)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in {"left", "bottom"})
-            spine.set_color(MUTED)
+        dress(axes)
         axes.legend(frameon=False, labelcolor=INK, title="calibration error", loc="upper left")
         axes.get_legend().get_title().set_color(INK)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -158,6 +158,11 @@ def _frame(axes: Any, shown: Sequence[Point], metric: str, budget: Budget, *, na
     axes.minorticks_off()
     axes.set_xlabel("p95 time of one text, ms (log scale)", color=INK)
     axes.set_ylabel(f"{metric_title(metric)} (dev), higher is better", color=INK)
+    dress(axes)
+
+
+def dress(axes: Any) -> None:
+    """Give axes the grid, ticks and frame of every plot of ours."""
     axes.grid(visible=True, color=MUTED, alpha=0.25, linewidth=0.6)
     axes.tick_params(colors=INK, labelcolor=INK, length=3)
     for side, spine in axes.spines.items():

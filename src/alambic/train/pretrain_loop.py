@@ -229,10 +229,15 @@ class PretrainLoop:
             return
         self.last_score = found
         self.state.scores.append((self.state.step, found.bits_per_byte))
+        speed = self.state.step * self._step_tokens / self.state.seconds
+        used = self.pace.utilisation(speed)
         self.log.add("valid", step=self.state.step, bits_per_byte=found.bits_per_byte,
                      sources={name: asdict(s) for name, s in found.sources.items()},
-                     seconds=round(time.monotonic() - began, 3))  # fmt: skip
-        yield Note(f"pretrain: step {self.state.step}: {found.bits_per_byte:.4f} bits per byte on held-out text")
+                     seconds=round(time.monotonic() - began, 3), tokens_per_second=round(speed, 1),
+                     utilisation=used)  # fmt: skip
+        share = "" if used is None else f", {used:.1%} of the peak"
+        yield Note(f"pretrain: step {self.state.step} of {self.steps}: {found.bits_per_byte:.4f} bits per byte on "
+                   f"held-out text; {speed:,.0f} tokens/s{share}")  # fmt: skip
 
     def _values(self, loss: float, norm: float, speed: float) -> dict[str, float]:
         values = {"loss": loss, "gradient_norm": norm, "tokens_per_second": speed}
