@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from alambic.engines.genai import GenAIWriter, read_tokenizer
+from alambic.engines.genai import GenAIWriter
+from alambic.engines.tokens import read_tokenizer
 from alambic.engines.writer import Writer
 from alambic.errors import EngineError, InputTooLong
 from alambic.kinds.chat import Chat, Message

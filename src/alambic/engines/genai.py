@@ -9,30 +9,27 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from alambic import _extras
 from alambic.engines import genai_options as options
-from alambic.engines.genai_answer import Answer, Pieces, Voice
+from alambic.engines.genai_answer import Answer
 from alambic.engines.genai_core import BLOCK_TOKENS, Core, CoreSpec
 from alambic.engines.genai_loop import Loop
 from alambic.engines.genai_score import Scorer
 from alambic.engines.grammar import Grammar, compile_schema
-from alambic.engines.toolcalls import parse, style_of
+from alambic.engines.loop_writer import FINISH_S, LoopWriter, check_sampling
+from alambic.engines.tokens import read_tokenizer
 from alambic.errors import EngineError, InputTooLong
-from alambic.kinds.generation import Chunk, GenerationRequest, Reply, Sampling, TokenLogprob
-from alambic.render import ChatTemplate, pinned
+from alambic.kinds.generation import GenerationRequest, Sampling
 
-_FINISH_S = 30.0
 _NGRAM = 3  # tokens that must agree before prompt-lookup guesses the next ones
 _KEPT_GRAMMARS = 64
 
 
-class GenAIWriter:
+class GenAIWriter(LoopWriter):
     """Writes with the model in a folder; close it, or use a ``with`` block."""
 
     def __init__(
@@ -72,17 +69,12 @@ class GenAIWriter:
         Raises:
             EngineError: it cannot be opened.
         """
-        self.folder = folder
-        self.params = options.GenAIParams.of(params, folder)
-        self.context_tokens = self.params.context_tokens
         if most_running < 1 or prompt_step < BLOCK_TOKENS or draft_tokens < 1:
             raise EngineError(
                 f"most_running {most_running}, prompt_step {prompt_step}, draft_tokens {draft_tokens}: "
                 f"they are at least 1, {BLOCK_TOKENS} and 1"
             )
-        self._tokenizer = read_tokenizer(folder / options.TOKENIZER)
-        self._template = self._read_template()
-        self._style = style_of(self._template) if self._template is not None else None
+        super().__init__(folder, params)
         if draft is not None:
             check_draft(folder, draft)
         properties = {**options.DEFAULTS, **self.params.properties}
@@ -101,7 +93,6 @@ class GenAIWriter:
         self._cache_mb = blocks * BLOCK_TOKENS * per_token / 1e6
         self._draft_tokens = draft_tokens
         self._grammars: dict[str, Grammar] = {}
-        self._voice = Voice(self._tokenizer, self._silent_ids(), frozenset(self.params.end_ids))
         self._scorer = Scorer(folder / options.MODEL, self._spec.properties, adapter=adapter)
         self._lent = False
         self._loop = Loop(lambda: Core(self._spec), most_running=most_running)
@@ -128,49 +119,6 @@ class GenAIWriter:
             able.add("json_schema")
         return frozenset(able)
 
-    def stream(self, request: GenerationRequest) -> Pieces:
-        """Write one answer piece by piece; `close` of the iterator cancels the work, `cancel` does from any thread.
-
-        Raises:
-            InputTooLong: prompt, or prompt and max_tokens, do not fit the context.
-            EngineError: the request asks for what this engine cannot do, or the engine failed.
-        """
-        return Pieces(self._answer(request))
-
-    def write(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
-        """Write all answers, in order; they are computed together.
-
-        Raises:
-            InputTooLong: one of them does not fit the context; none is written then.
-            EngineError: one asks for what this engine cannot do, or the engine failed.
-        """
-        answers = [self._answer(request) for request in requests]
-        try:
-            for answer in answers:
-                answer.submit()
-            return [_reply(answer) for answer in answers]
-        finally:
-            for answer in answers:
-                answer.cancel()
-
-    def token_ids(self, request: GenerationRequest) -> list[int]:
-        """Return the ids that the model reads for `request`, special tokens included.
-
-        Raises:
-            EngineError: a conversation, but the bundle has no chat template.
-            TemplateError: the template refuses the conversation.
-        """
-        if request.chat is None:
-            return list(self._tokenizer.encode(request.text, add_special_tokens=True).ids)
-        if self._template is None:
-            raise EngineError(
-                f"{self.folder}: no {options.TEMPLATE}, so a conversation cannot be written",
-                hint="give a text, or pack the model with a template",
-            )
-        return list(
-            self._tokenizer.encode(self._template.render(request.chat, reply=True), add_special_tokens=False).ids
-        )
-
     def score(self, prompts: Sequence[GenerationRequest], continuations: Sequence[str]) -> list[list[float]]:
         """Return the natural log-probability of each token of each continuation, given its prompt.
 
@@ -180,7 +128,7 @@ class GenAIWriter:
         rows = []
         for prompt, continuation in zip(prompts, continuations, strict=True):
             ids = self.token_ids(prompt)
-            after = list(self._tokenizer.encode(continuation, add_special_tokens=False).ids)
+            after = self._ids(continuation, special=False)
             self._check_fits(len(ids), len(after))
             rows.append((ids, after))
         return self._scorer.score(rows)
@@ -205,24 +153,16 @@ class GenAIWriter:
             "adapters_served": len(self._spec.adapters),
         }
 
-    def close(self, *, finish_s: float = _FINISH_S) -> None:
+    def close(self, *, finish_s: float = FINISH_S) -> None:
         """Free the model; what runs has `finish_s` seconds to finish, then it is cancelled."""
         if not self._lent:
             self._loop.close(finish_s=finish_s)
         self._scorer.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(finish_s=_FINISH_S if error is None else 0.0)
-
     def _answer(self, request: GenerationRequest) -> Answer:
-        """Check a request and make the answer that will be written to it."""
         sampling = request.sampling
-        _check(sampling, self.capabilities)
+        check_sampling(sampling)
+        self._check_schema(sampling)
         ids = self.token_ids(request)
         grammar = None if sampling.json_schema is None else self._grammar(sampling.json_schema)
         tokens = self._limit(len(ids), sampling.max_tokens)
@@ -239,6 +179,17 @@ class GenAIWriter:
             self._loop, self._voice, ids, lane=lane, settings=settings, tokens=tokens, sampling=sampling,
             grammar=grammar, style=style, adapter=self._adapter,
         )  # fmt: skip
+
+    def _check_schema(self, sampling: Sampling) -> None:
+        if sampling.json_schema is None:
+            return
+        if "json_schema" not in self.capabilities:
+            raise EngineError(
+                "this bundle cannot follow a json_schema: it has no openvino_detokenizer.xml",
+                hint="pack it again where openvino-tokenizers is installed",
+            )
+        if sampling.stop:
+            raise EngineError("stop texts and json_schema exclude each other: one could cut the other short")
 
     def _settings(self, sampling: Sampling) -> dict[str, Any]:
         """Return the fields of the engine's GenerationConfig, but for the limit."""
@@ -292,67 +243,6 @@ class GenAIWriter:
             hint += ", or raise cache_mb"
         raise InputTooLong(f"the prompt has {prompt} tokens{more}; {limit}", hint=hint)
 
-    def _read_template(self) -> ChatTemplate | None:
-        path = self.folder / options.TEMPLATE
-        try:
-            source = path.read_text("utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise EngineError(f"{path}: cannot be read: {error}") from error
-        return ChatTemplate(pinned(source), self.params.special, self.params.ends) if source.strip() else None
-
-    def _silent_ids(self) -> frozenset[int]:
-        """Special tokens show nothing, but for the marks that the template puts around tool calls."""
-        style = self._style
-        marks = () if style is None else (style.begin, style.end, style.between)
-        return frozenset(
-            id
-            for id, token in self._tokenizer.get_added_tokens_decoder().items()
-            if token.special and not any(token.content in mark for mark in marks)
-        ) | frozenset(self.params.end_ids)
-
-
-def read_tokenizer(path: Path) -> Any:
-    """Open a tokenizer.json with whatever truncation and padding it holds cleared.
-
-    Raises:
-        EngineError: it cannot be read.
-    """
-    tokenizers = _extras.load("tokenizers")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust binding raises bare Exception
-        raise EngineError(f"{path}: not a readable tokenizer: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _check(sampling: Sampling, capabilities: frozenset[str]) -> None:
-    """Refuse settings out of range, and those that exclude each other."""
-    ranges = {
-        "temperature": (0.0, math.inf), "top_p": (0.0, 1.0), "repetition_penalty": (0.0, math.inf),
-        "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
-    }  # fmt: skip
-    for name, (low, high) in ranges.items():
-        value = getattr(sampling, name)
-        positive = name in ("top_p", "repetition_penalty")
-        if not low <= value <= high or not math.isfinite(value) or (positive and value == 0):
-            raise EngineError(f"{name} is {value}; allowed: {'over ' if positive else ''}{low:g} to {high:g}")
-    for name, least in (("max_tokens", 1), ("top_k", 1), ("lookup_tokens", 0), ("seed", 0)):
-        value = getattr(sampling, name)
-        if value is not None and value < least:
-            raise EngineError(f"{name} is {value}; the least is {least}")
-    if sampling.json_schema is not None:
-        if "json_schema" not in capabilities:
-            raise EngineError(
-                "this bundle cannot follow a json_schema: it has no openvino_detokenizer.xml",
-                hint="pack it again where openvino-tokenizers is installed",
-            )
-        if sampling.stop:
-            raise EngineError("stop texts and json_schema exclude each other: one could cut the other short")
-
 
 def check_draft(folder: Path, draft: Path) -> None:
     """Check that the model in `draft` means the same texts by its ids as the one in `folder`.
@@ -370,19 +260,4 @@ def check_draft(folder: Path, draft: Path) -> None:
         f"{draft}: a draft has the tokens of the model whose words it guesses, and token {at} is {other} there, "
         f"{said} in {folder} ({len(theirs):,} and {len(ours):,} tokens)",
         hint="take a smaller model of the same family as draft, or leave it out",
-    )
-
-
-def _reply(answer: Answer) -> Reply:
-    pieces: list[str] = []
-    logprobs: list[TokenLogprob] = []
-    last: Chunk | None = None
-    for last in answer.chunks():
-        pieces.append(last.text)
-        logprobs += last.logprobs
-    assert last is not None and last.finish_reason and last.usage and last.timings, "the last chunk tells how it ended"
-    text = "".join(pieces)
-    content, calls = parse(text, answer.style)
-    return Reply(
-        text, last.finish_reason, last.usage, last.timings, content=content, tool_calls=calls, logprobs=tuple(logprobs)
     )

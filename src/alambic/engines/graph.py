@@ -7,30 +7,24 @@ schema.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from alambic import _extras
-from alambic.engines.genai import _check as check_sampling
-from alambic.engines.genai import _reply as whole_reply
-from alambic.engines.genai import read_tokenizer
-from alambic.engines.genai_answer import Answer, Voice
+from alambic.engines.genai_answer import Answer
 from alambic.engines.genai_loop import Loop
-from alambic.engines.genai_options import DEFAULTS, TEMPLATE, TOKENIZER, GenAIParams
+from alambic.engines.genai_options import DEFAULTS, TOKENIZER
 from alambic.engines.graph_core import GraphCore, Graphs, GraphSpec, log_probability
-from alambic.engines.toolcalls import style_of
+from alambic.engines.loop_writer import FINISH_S, LoopWriter, check_sampling
 from alambic.errors import EngineError, InputTooLong
 from alambic.kinds.chat import Chat
-from alambic.kinds.generation import Chunk, GenerationRequest, Reply, Sampling
-from alambic.render import ChatTemplate, pinned
+from alambic.kinds.generation import GenerationRequest, Sampling
 
-_FINISH_S = 30.0
 _OWN = ("shape", "start_id", "first_id")
 
 
-class GraphWriter:
+class GraphWriter(LoopWriter):
     """Writes with the graphs in a folder; close it, or use a ``with`` block."""
 
     def __init__(
@@ -55,22 +49,16 @@ class GraphWriter:
         Raises:
             EngineError: it cannot be opened.
         """
-        self.folder = folder
-        self.params = GenAIParams.of({k: v for k, v in params.items() if k not in _OWN}, folder)
-        self.context_tokens = self.params.context_tokens
         self._paired = params.get("shape") == "encoder-decoder"
         start, first = params.get("start_id"), params.get("first_id")
         if self._paired and not isinstance(start, int):
             raise EngineError(f"{folder}: start_id is {start!r}, not a token id")
-        self._tokenizer = read_tokenizer(folder / TOKENIZER)
-        self._template = None if self._paired else self._read_template()
-        self._style = None if self._template is None else style_of(self._template)
+        super().__init__(folder, {k: v for k, v in params.items() if k not in _OWN}, converses=not self._paired)
         self._threads = threads
         self._properties = {**DEFAULTS, **self.params.properties}
         extra: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         extra |= {} if cache_dir is None else {"CACHE_DIR": str(cache_dir), "CACHE_MODE": "OPTIMIZE_SIZE"}
         spec = GraphSpec(folder, {**self._properties, **extra}, start if self._paired else None, first)
-        self._voice = Voice(self._tokenizer, self._silent_ids(), frozenset(self.params.end_ids))
         self._graphs = Graphs(spec)
         self._loop = Loop(lambda: GraphCore(self._graphs), most_running=most_running)
 
@@ -79,31 +67,6 @@ class GraphWriter:
         """What it can do besides `write`."""
         return frozenset({"score", "logprobs", "token_ids"})
 
-    def stream(self, request: GenerationRequest) -> Iterator[Chunk]:
-        """Write one answer piece by piece; closing the iterator cancels the work at once.
-
-        Raises:
-            InputTooLong: it does not fit the context.
-            EngineError: the request asks for what this engine cannot do, or the engine failed.
-        """
-        return self._answer(request).chunks()
-
-    def write(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
-        """Write all answers, in order.
-
-        Raises:
-            InputTooLong: one of them does not fit the context; none is written then.
-            EngineError: one asks for what this engine cannot do, or the engine failed.
-        """
-        answers = [self._answer(request) for request in requests]
-        try:
-            for answer in answers:
-                answer.submit()
-            return [whole_reply(answer) for answer in answers]
-        finally:
-            for answer in answers:
-                answer.cancel()
-
     def token_ids(self, request: GenerationRequest) -> list[int]:
         """Return the ids that the model reads for `request`: of an encoder-decoder, those of the text alone.
 
@@ -111,14 +74,9 @@ class GraphWriter:
             EngineError: a conversation that this model cannot read.
             TemplateError: the template refuses the conversation.
         """
-        if request.chat is None:
-            return list(self._tokenizer.encode(request.text, add_special_tokens=True).ids)
-        if self._paired:
-            return list(self._tokenizer.encode(source_text(request.chat), add_special_tokens=True).ids)
-        if self._template is None:
-            raise EngineError(f"{self.folder}: no {TEMPLATE}, so a conversation cannot be written", hint="give a text")
-        text = self._template.render(request.chat, reply=True)
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if self._paired and request.chat is not None:
+            return self._ids(source_text(request.chat), special=True)
+        return super().token_ids(request)
 
     def score(self, prompts: Sequence[GenerationRequest], continuations: Sequence[str]) -> list[list[float]]:
         """Return the natural log-probability of each token of each continuation, given its prompt.
@@ -129,7 +87,7 @@ class GraphWriter:
         rows = []
         for prompt, continuation in zip(prompts, continuations, strict=True):
             ids = self.token_ids(prompt)
-            after = list(self._tokenizer.encode(continuation, add_special_tokens=False).ids)
+            after = self._ids(continuation, special=False)
             self._check_fits(len(ids), len(after))
             if not ids:
                 raise EngineError("a prompt is empty: nothing can be said of its first token")
@@ -150,21 +108,13 @@ class GraphWriter:
             "context_tokens": self.context_tokens,
         }
 
-    def close(self, *, finish_s: float = _FINISH_S) -> None:
+    def close(self, *, finish_s: float = FINISH_S) -> None:
         """Free the model; what runs has `finish_s` seconds to finish, then it is cancelled."""
         self._loop.close(finish_s=finish_s)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(finish_s=_FINISH_S if error is None else 0.0)
-
     def _answer(self, request: GenerationRequest) -> Answer:
         sampling = request.sampling
-        check_sampling(sampling, self.capabilities | {"json_schema"})
+        check_sampling(sampling)
         if sampling.json_schema is not None:
             raise EngineError(
                 "this model cannot follow a json_schema: its engine (openvino-graph) has no grammar",
@@ -213,22 +163,6 @@ class GraphWriter:
             raise
         reading.close()
         return [log_probability(row, token) for row, token in zip(logits, after, strict=True)]
-
-    def _read_template(self) -> ChatTemplate | None:
-        path = self.folder / TEMPLATE
-        try:
-            source = path.read_text("utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise EngineError(f"{path}: cannot be read: {error}") from error
-        return ChatTemplate(pinned(source), self.params.special, self.params.ends) if source.strip() else None
-
-    def _silent_ids(self) -> frozenset[int]:
-        marks = () if self._style is None else (self._style.begin, self._style.end, self._style.between)
-        added = self._tokenizer.get_added_tokens_decoder().items()
-        shown = {id for id, token in added if any(token.content in mark for mark in marks)}
-        return frozenset(id for id, token in added if token.special and id not in shown) | set(self.params.end_ids)
 
 
 def source_text(chat: Chat) -> str:

@@ -32,7 +32,7 @@ def choose_tokenizer(folder: Path, wanted: str | None) -> Path:
     raise EngineError(f"{folder}: no tokenizer; expected {' or '.join(names)}")
 
 
-def fast_tokenizer(path: Path, *, threads: int | None) -> Tokenize:
+def read_tokenizer(path: Path) -> Any:
     """Open a tokenizer.json with whatever truncation and padding it holds cleared.
 
     Raises:
@@ -45,6 +45,16 @@ def fast_tokenizer(path: Path, *, threads: int | None) -> Tokenize:
         raise EngineError(f"{path}: not a readable tokenizer: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def fast_tokenizer(path: Path, *, threads: int | None) -> Tokenize:
+    """Use a tokenizer.json.
+
+    Raises:
+        EngineError: it cannot be read.
+    """
+    tokenizer = read_tokenizer(path)
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         # Its batch call uses every core, whatever `threads` says, and costs more than it gains on a few texts.
