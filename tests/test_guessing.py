@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from alambic.build.writing.guessing import _fastest, _modes, _share
+from alambic.build.writing.faster import fastest, share_of
+from alambic.build.writing.guessing import _modes
 from alambic.errors import EngineError, TaskError
 from alambic.measure.generation_speed import Timed
 from alambic.task import load_task
@@ -95,12 +96,12 @@ def test_surely_faster_mode_wins_and_doubt_keeps_none():
     rng = np.random.default_rng(0)
     plain = timed(1.0)
     shares = {
-        name: _share(timed(scale), plain, rng) for name, scale in (("plain", 1), ("lookup-3", 0.8), ("draft", 0.7))
+        name: share_of(timed(scale), plain, rng) for name, scale in (("plain", 1), ("lookup-3", 0.8), ("draft", 0.7))
     }
     assert shares["draft"]["value"] == pytest.approx(0.7)
-    assert _fastest({name: {"share_of_plain": share} for name, share in shares.items()}) == "draft"
+    assert fastest({name: {"share": share} for name, share in shares.items()}) == "draft"
     doubt = {"value": 0.95, "low": 0.8, "high": 1.1}
-    assert _fastest({"plain": {"share_of_plain": shares["plain"]}, "lookup-3": {"share_of_plain": doubt}}) == "plain"
+    assert fastest({"plain": {"share": shares["plain"]}, "lookup-3": {"share": doubt}}) == "plain"
 
 
 def test_modes_are_what_the_task_asks_for():
@@ -183,8 +184,8 @@ def test_guesses_are_measured_and_told_when_built(built):
     result = json.loads(stage.read_text("utf-8"))["result"]
     assert result["chosen"] == "lookup-3"
     modes = result["modes"]
-    assert set(modes) == {"plain", "lookup-3"} and modes["plain"]["share_of_plain"]["value"] == 1.0
-    assert modes["lookup-3"]["n"] >= 30 and modes["lookup-3"]["share_of_plain"]["low"] > 0
+    assert set(modes) == {"plain", "lookup-3"} and modes["plain"]["share"]["value"] == 1.0
+    assert modes["lookup-3"]["n"] >= 30 and modes["lookup-3"]["share"]["low"] > 0
 
 
 @pytest.mark.slow
@@ -226,11 +227,11 @@ def test_draft_is_measured_and_carried_when_it_is_faster(built, tmp_path, tmp_pa
     task = write_task(tmp_path, base=plain.as_posix(), answer=f'draft = "{small.bundle.as_posix()}"')
     measured = {}
 
-    def fastest(found):
+    def drafted(found):
         measured.update(found)
         return "draft"
 
-    monkeypatch.setattr(guessing, "_fastest", fastest)
+    monkeypatch.setattr(guessing, "fastest", drafted)
     result = build(task, out=tmp_path / "run")
     assert set(measured) == {"plain", "draft"} and measured["draft"]["n"] >= 30
     manifest = open_bundle(result.bundle).manifest

@@ -15,6 +15,7 @@ from typing import Any
 
 from alambic import _extras
 from alambic.engines import genai_options as options
+from alambic.engines.arithmetic import computed
 from alambic.engines.genai_answer import Answer
 from alambic.engines.genai_core import BLOCK_TOKENS, Core, CoreSpec
 from alambic.engines.genai_loop import Loop
@@ -77,7 +78,7 @@ class GenAIWriter(LoopWriter):
         super().__init__(folder, params)
         if draft is not None:
             check_draft(folder, draft)
-        properties = {**options.DEFAULTS, **self.params.properties}
+        properties = computed({**options.DEFAULTS, **self.params.properties}, folder)
         per_token = options.tokens_bytes(folder, properties)
         blocks = options.cache_blocks(per_token, context_tokens=self.context_tokens, cache_mb=cache_mb)
         self._properties = properties

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alambic import _extras
+from alambic.engines.arithmetic import computed
 from alambic.engines.genai_answer import Answer
 from alambic.engines.genai_loop import Loop
 from alambic.engines.genai_options import DEFAULTS, TOKENIZER
@@ -55,7 +56,7 @@ class GraphWriter(LoopWriter):
             raise EngineError(f"{folder}: start_id is {start!r}, not a token id")
         super().__init__(folder, {k: v for k, v in params.items() if k not in _OWN}, converses=not self._paired)
         self._threads = threads
-        self._properties = {**DEFAULTS, **self.params.properties}
+        self._properties = computed({**DEFAULTS, **self.params.properties}, folder)
         extra: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         extra |= {} if cache_dir is None else {"CACHE_DIR": str(cache_dir), "CACHE_MODE": "OPTIMIZE_SIZE"}
         spec = GraphSpec(folder, {**self._properties, **extra}, start if self._paired else None, first)

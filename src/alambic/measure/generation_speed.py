@@ -146,10 +146,15 @@ def compare_generation_speed(
     warmup: int = 3,
     seconds: float = 30.0,
     seed: int = 0,
+    least: int = MIN_REPEATS,
 ) -> dict[str, GenerationSpeed]:
-    """Time several writers, interleaved, on the same requests, one answer at a time; see `measure_generation_speed`."""
+    """Time several writers, interleaved, on the same requests, one answer at a time; see `measure_generation_speed`.
+
+    `seconds` are of each writer. `least` answers of each are timed however long they take; fewer than 30 are for
+    choosing between the writers, not for figures.
+    """
     rng = np.random.default_rng(seed)
-    drawn = _draw(requests, max(repeats, MIN_REPEATS) + warmup, rng)
+    drawn = _draw(requests, max(repeats, least) + warmup, rng)
     for writer in writers.values():
         for request in drawn[:warmup]:
             _time(writer, request)
@@ -157,7 +162,7 @@ def compare_generation_speed(
     names, times = list(writers), {name: list[Timed]() for name in writers}
     stop = time.perf_counter() + seconds * len(names)
     for done, request in enumerate(drawn[warmup:]):
-        if done >= MIN_REPEATS and time.perf_counter() > stop:
+        if done >= least and time.perf_counter() > stop:
             break
         for i in rng.permutation(len(names)):
             times[names[i]].append(_time(writers[names[i]], request))

@@ -50,6 +50,7 @@ Properties = Mapping[str, str | int | bool]
 # The engine's own defaults change with the CPU, so every bundle states them. The quantised forms compute in float32
 # with 8-bit products over groups of 128 (of a weight's own group in 4 bits): where the CPU has bf16, a token is written
 # in 0.7 to 0.8 of the time that bf16 takes, and a prompt read in 1.4 times of it (docs/lab-notes.md, 2026-11-21).
+# A build puts bf16 in its place where that is faster at the task's lengths (`alambic.build.writing.arithmetic`).
 EXACT: Properties = {
     "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
 }  # fmt: skip

@@ -7,30 +7,28 @@ answers are compared and the difference is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from alambic.build.writing.context import ENGINE_LIBRARIES, FittedWriter, WritingContext
+from alambic.build.writing.faster import Effort, Heard, compare_ways, fastest, told
 from alambic.bundle import Bundle, open_bundle
 from alambic.engines.bundle_writer import TAKES_PARTS, Beside, load_writer
 from alambic.engines.genai import check_draft
 from alambic.engines.writer import Writer
 from alambic.errors import EngineError, TaskError
 from alambic.events import Note, Work
-from alambic.kinds.generation import Chunk, GenerationRequest, Sampling
+from alambic.kinds.generation import GenerationRequest, Sampling
 from alambic.manifest import PartSpec
-from alambic.measure.generation_speed import Timed, compare_generation_speed
 from alambic.model.bases import Base
 from alambic.task import Task
 from alambic.workspace import StageSpec
 
 USUAL, _TRIED = 4, (3, 6)  # tokens guessed from the prompt: of `lookup = true`, and those that "auto" tries
-_REPEATS, _SECONDS = 40, 15.0
+_EFFORT = Effort()
 _PLAIN, _DRAFT = "plain", "draft"
 
 
@@ -96,6 +94,7 @@ def choose_guessing(
          "sampling": {k: v for k, v in vars(sampling).items() if k != "json_schema"}},
         {"fit": fitted.key, "rows": ctx.dev.digest, "machine": ctx.machine_digest,
          "draft": "none" if draft is None else draft.manifest.seal},
+        version=2,
         libraries=ENGINE_LIBRARIES,
     )  # fmt: skip
 
@@ -103,11 +102,11 @@ def choose_guessing(
         yield from ()
         found = _measure(ctx, fitted, sampling, modes, draft)
         fixed = answer.lookup is not False and answer.lookup != "auto"
-        return {"modes": found, "chosen": next(mode for mode in modes if mode != _PLAIN) if fixed else _fastest(found)}
+        return {"modes": found, "chosen": next(mode for mode in modes if mode != _PLAIN) if fixed else fastest(found)}
 
     stage = yield from ctx.workspace.run(spec, work)
     chosen = str(stage.result["chosen"])
-    for line in _said(name, stage.result["modes"], chosen):
+    for line in told(name, stage.result["modes"], chosen, than="without guesses"):
         yield Note(line)
     kept = replace(sampling, lookup_tokens=modes[chosen].lookup_tokens)
     details = {**fitted.details, "guessing": stage.result}
@@ -116,6 +115,12 @@ def choose_guessing(
     part, folder = _part_of(draft)
     key = f"{fitted.key}-{draft.manifest.seal[:16]}"
     return replace(fitted, key=key, details=details, beside={**fitted.beside, "draft": (part, folder)}), kept
+
+
+def guessing_seconds(task: Task, answer_s: float) -> float:
+    """Predict the seconds of timing the guesses of one model whose answers take `answer_s` seconds without them."""
+    ways = len(_modes(task.answer.lookup, None)) + (task.answer.draft is not None)
+    return _EFFORT.seconds_of(ways, answer_s) if ways > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def _part_of(draft: Bundle) -> tuple[PartSpec, Path]:
 def _measure(
     ctx: WritingContext, fitted: FittedWriter, sampling: Sampling, modes: Mapping[str, Mode], draft: Bundle | None
 ) -> dict[str, dict[str, Any]]:
-    """Time the same answers in every mode, interleaved; compare what they say."""
+    """Time the same answers of dev in every mode, interleaved; compare what they say."""
     requests = [GenerationRequest(chat=chat.prompt, sampling=sampling) for chat in ctx.dev.chats]
     adapter = _adapter_of(fitted)
     with ExitStack() as stack:
@@ -154,21 +159,8 @@ def _measure(
             beside = Beside(adapter, _part_of(draft)[1] if drafted and draft is not None else None)
             opened[drafted] = load_writer(fitted.part, fitted.folder, threads=ctx.threads, beside=beside)
             stack.callback(opened[drafted].close)
-        heard = {name: _Heard(opened[mode.draft], mode.lookup_tokens) for name, mode in modes.items()}
-        writers = {name: cast(Writer, each) for name, each in heard.items()}
-        speeds = compare_generation_speed(writers, requests, repeats=_REPEATS, seconds=_SECONDS, seed=ctx.task.seed)
-    rng = np.random.default_rng(ctx.task.seed)
-    plain = heard[_PLAIN].said
-    found: dict[str, dict[str, Any]] = {}
-    for name, speed in speeds.items():
-        found[name] = {
-            "p50_ms": speed.p50_ms.to_dict(),
-            "n": speed.n,
-            "share_of_plain": _share(speed.timed, speeds[_PLAIN].timed, rng),
-            "answers": len(plain),
-            "same_answers": sum(text == plain.get(key) for key, text in heard[name].said.items()),
-        }
-    return found
+        heard = {name: Heard(opened[mode.draft], mode.lookup_tokens) for name, mode in modes.items()}
+        return compare_ways(heard, requests, effort=_EFFORT, seed=ctx.task.seed)
 
 
 def _adapter_of(fitted: FittedWriter) -> Path | None:
@@ -176,50 +168,3 @@ def _adapter_of(fitted: FittedWriter) -> Path | None:
         return None
     part, folder = fitted.beside["adapter"]
     return folder / str(part.params["file"])
-
-
-class _Heard:
-    """A writer that guesses in one way, and what it said."""
-
-    def __init__(self, writer: Writer, lookup_tokens: int) -> None:
-        self._writer = writer
-        self._lookup_tokens = lookup_tokens
-        self.said: dict[int, str] = {}
-
-    def stream(self, request: GenerationRequest) -> Iterator[Chunk]:
-        """Write one answer."""
-        pieces = []
-        sampling = replace(request.sampling, lookup_tokens=self._lookup_tokens)
-        for chunk in self._writer.stream(replace(request, sampling=sampling)):
-            pieces.append(chunk.text)
-            yield chunk
-        self.said[id(request)] = "".join(pieces)
-
-
-def _share(timed: Sequence[Timed], plain: Sequence[Timed], rng: np.random.Generator) -> dict[str, float]:
-    """Return the time of all answers as a share of the plain ones', with a 90% interval over answers."""
-    mine, theirs = (np.array([one.total_ms for one in times]) for times in (timed, plain))
-    draws = rng.integers(len(mine), size=(1000, len(mine)))
-    shares = mine[draws].sum(axis=1) / theirs[draws].sum(axis=1)
-    low, high = np.quantile(shares, (0.05, 0.95))
-    return {"value": float(mine.sum() / theirs.sum()), "low": float(low), "high": float(high)}
-
-
-def _fastest(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the mode that took the least time, among those surely faster than plain."""
-    sure = [name for name in found if name != _PLAIN and found[name]["share_of_plain"]["high"] < 1]
-    return min(sure, key=lambda name: float(found[name]["share_of_plain"]["value"]), default=_PLAIN)
-
-
-def _said(name: str, found: Mapping[str, Mapping[str, Any]], chosen: str) -> Iterator[str]:
-    for mode, figures in found.items():
-        if mode == _PLAIN:
-            continue
-        share, n = figures["share_of_plain"], figures["n"]
-        kept = "kept" if mode == chosen else "not kept"
-        other = figures["answers"] - figures["same_answers"]
-        differing = f"; {other} of {figures['answers']} answers differ" if other else ""
-        yield (
-            f"{name}: {mode} takes {share['value']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of the time without "
-            f"guesses (n = {n} answers of dev){differing}: {kept}"
-        )

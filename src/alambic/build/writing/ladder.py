@@ -30,7 +30,7 @@ Recipe = dict[str, Any]
 Step = Callable[[WritingContext, str, Recipe], Work[FittedWriter]]
 
 NEEDS_BASE = ("base", "finetune", "finetune-int4", "finetune-int8", *PREFERRED)
-_PRECISION: dict[str, Precision] = {
+PRECISION: dict[str, Precision] = {
     "base": "int8", "finetune": "fp16", "finetune-int8": "int8", "finetune-int4": "int4",
     "preferred": "fp16", "preferred-int8": "int8", "preferred-int4": "int4",
 }  # fmt: skip
@@ -97,7 +97,7 @@ def _base(ctx: WritingContext, name: str, recipe: Recipe) -> Work[FittedWriter]:
 
 def _finetune(ctx: WritingContext, name: str, recipe: Recipe) -> Work[FittedWriter]:
     if is_beside(recipe):
-        fitted = yield from fit_beside(ctx, name, _PRECISION[name], train_stage(ctx, recipe))
+        fitted = yield from fit_beside(ctx, name, PRECISION[name], train_stage(ctx, recipe))
         return fitted
     model = yield from train_stage(ctx, recipe)
     fitted = yield from _pack(ctx, name, model.folder / "model", model.key)
@@ -163,7 +163,7 @@ def start_of(ctx: WritingContext) -> Work[tuple[Path, str]]:
 
 def _pack(ctx: WritingContext, name: str, model: Path, key: str) -> Work[FittedWriter]:
     """Export for the engine in the precision of candidate `name`, and prove the round trip."""
-    precision = _PRECISION[name]
+    precision = PRECISION[name]
     calibrated = precision == "int4"
     inputs = {"model": key, **({"train": ctx.train.digest} if calibrated else {})}
     spec = StageSpec(f"pack.{name}", {"precision": precision}, inputs, libraries=_PACK_LIBRARIES)

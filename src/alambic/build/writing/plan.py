@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from alambic.build.crew import processes
 from alambic.build.plan import Plan
+from alambic.build.writing.arithmetic import arithmetic_seconds
 from alambic.build.writing.audit import token_counts
+from alambic.build.writing.beside import is_beside
 from alambic.build.writing.context import DECIDING_ROWS, WritingContext
-from alambic.build.writing.ladder import finetune_params, start_of, trains
+from alambic.build.writing.guessing import guessing_seconds
+from alambic.build.writing.ladder import NEEDS_BASE, PRECISION, finetune_params, start_of, trains
 from alambic.build.writing.preferring import preference_params
 from alambic.errors import TaskError
 from alambic.events import Work
 from alambic.kinds.generation import Sampling
 from alambic.kinds.writing import PREFERRED
-from alambic.task import CandidateSpec
+from alambic.task import CandidateSpec, Task
 from alambic.workspace import StageSpec
 
 # Seconds around the training that do not grow with it, on two cores: export, proof, measuring, writing dev answers.
 _A_CANDIDATE, _A_WEIGHT = 20.0, 4e-7
+# Seconds a weight takes to read a token and to write one: a model of 494 M weights in 8 bits, two cores.
+_READ, _WRITTEN = 2.2e-12, 6.1e-11
 _MARGIN = 1.25  # a test answer may be longer than any seen
 _LEAST_EPOCHS = 0.5
+_TOLD = 6.0  # seconds that are worth a line
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,24 @@ class _Time:
         an_epoch: of fine-tuning.
         epochs: that the task asks for.
         preferring: of learning from the pairs.
+        choosing: of timing arithmetics and guesses, by candidate.
     """
 
     fixed: float
     an_epoch: float
     epochs: float
     preferring: float
+    choosing: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, candidates: Sequence[CandidateSpec], epochs: float) -> float:
         """Return the seconds of a build of `candidates` with so many epochs of fine-tuning."""
-        seconds = self.fixed * len(candidates)
+        seconds = self.fixed * len(candidates) + self.choosing_of(candidates)
         seconds += self.an_epoch * epochs * any(trains(c.name) for c in candidates)
         return seconds + self.preferring * any(c.name in PREFERRED for c in candidates)
+
+    def choosing_of(self, candidates: Sequence[CandidateSpec]) -> float:
+        """Return the seconds of timing arithmetics and guesses of `candidates`."""
+        return sum(self.choosing.get(c.name, 0.0) for c in candidates)
 
 
 def plan(ctx: WritingContext) -> Work[Plan]:
@@ -54,7 +66,10 @@ def plan(ctx: WritingContext) -> Work[Plan]:
     facts = yield from _facts(ctx, [c for c in asked if trains(c.name)])
     preferring = yield from _preference_seconds(ctx, facts)
     fixed = _A_CANDIDATE + _A_WEIGHT * facts["parameters"]
-    time = _Time(fixed, facts["seconds_an_epoch"] / processes(), facts["epochs"], preferring / processes())
+    time = _Time(
+        fixed, facts["seconds_an_epoch"] / processes(), facts["epochs"], preferring / processes(),
+        choosing_seconds(ctx.task, facts),
+    )  # fmt: skip
     limit = ctx.task.budget.build_minutes
     candidates, epochs, cuts = (asked, time.epochs, []) if limit is None else _cut(asked, time, limit * 60)
     if not candidates:
@@ -67,6 +82,8 @@ def plan(ctx: WritingContext) -> Work[Plan]:
     notes = [f"candidates: {names}; {min(DECIDING_ROWS, len(ctx.dev)):,} rows decide"]
     if ctx.pairs is not None and any(c.name in PREFERRED for c in candidates):
         notes.append(f"preferences: {len(ctx.pairs.train):,} pairs, {time.preferring / 60:.1f} min of the time below")
+    if (choosing := time.choosing_of(candidates)) > _TOLD:
+        notes.append(f"ways of computing and guessing: timed for {choosing / 60:.1f} min of the time below")
     seconds = time.of(candidates, epochs)
     shares = f" in {processes()} processes" if processes() > 1 else ""
     notes += [*cuts, f"predicted time: about {seconds / 60:.1f} min on this machine{shares}"]
@@ -91,6 +108,18 @@ def _cut(asked: Sequence[CandidateSpec], time: _Time, limit: float) -> tuple[Seq
     epochs = round(min(allowed, time.epochs), 2)
     notes.append(f"{wanted}; build_minutes allows {epochs:g}")
     return [_with_epochs(c, epochs) for c in candidates], epochs, notes
+
+
+def choosing_seconds(task: Task, facts: Mapping[str, Any]) -> dict[str, float]:
+    """Predict the seconds of timing arithmetics and guesses of each candidate, at the lengths of the rows."""
+    lengths = _READ * facts["prompt_tokens"] + _WRITTEN * facts["answer_tokens"]
+    answer_s = facts["parameters"] * lengths
+    found = {}
+    for candidate in task.candidates:
+        if candidate.name in NEEDS_BASE:
+            precision = None if is_beside(candidate.recipe) else PRECISION[candidate.name]
+            found[candidate.name] = arithmetic_seconds(task, precision, answer_s) + guessing_seconds(task, answer_s)
+    return found
 
 
 def _preference_seconds(ctx: WritingContext, facts: dict[str, Any]) -> Work[float]:
@@ -123,13 +152,15 @@ def _with_epochs(candidate: CandidateSpec, epochs: float) -> CandidateSpec:
 def _facts(ctx: WritingContext, trained: list[CandidateSpec]) -> Work[dict[str, Any]]:
     """Measure what the time of training depends on; kept in the run folder."""
     if not trained:
-        return {"parameters": 0, "seconds_an_epoch": 0.0, "epochs": 0.0, "tokens": 0}
+        return {"parameters": 0, "seconds_an_epoch": 0.0, "epochs": 0.0, "tokens": 0, "prompt_tokens": 0.0,
+                "answer_tokens": 0.0}  # fmt: skip
     folder, digest = yield from start_of(ctx)
     recipe = dict(trained[0].recipe)
     spec = StageSpec(
         "timing",
         {"threads": ctx.threads, "recipe": recipe},
         {"base": digest, "train": ctx.train.digest, "machine": ctx.machine_digest},
+        version=2,
         libraries=("torch", "transformers"),
     )
 
@@ -142,11 +173,16 @@ def _facts(ctx: WritingContext, trained: list[CandidateSpec]) -> Work[dict[str, 
         yield from ()
         params = finetune_params(recipe)
         parameters = count_stored(weight_files(folder))
-        tokens = sum(prompt + answer for prompt, answer in token_counts(folder, ctx.train.chats))
+        counts = token_counts(folder, ctx.train.chats)
+        prompts, answers = (sum(column) for column in zip(*counts, strict=True))
+        tokens = prompts + answers
         adapter = pick_method(params.method, folder) != "full"
         seconds = training_seconds(parameters, tokens, adapter=adapter, number_of_threads=ctx.threads)
         epochs = params.epochs or default_epochs(len(ctx.train), new=is_new(folder))
-        return {"parameters": parameters, "seconds_an_epoch": seconds, "epochs": float(epochs), "tokens": tokens}
+        return {
+            "parameters": parameters, "seconds_an_epoch": seconds, "epochs": float(epochs), "tokens": tokens,
+            "prompt_tokens": prompts / len(counts), "answer_tokens": answers / len(counts),
+        }  # fmt: skip
 
     stage = yield from ctx.workspace.run(spec, work)
     return stage.result

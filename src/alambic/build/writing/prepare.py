@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alambic.build.writing.arithmetic import check_arithmetic
 from alambic.build.writing.beside import check_beside
 from alambic.build.writing.context import WritingContext
 from alambic.build.writing.guessing import check_draft_of
@@ -32,6 +33,7 @@ def find_base(task: Task) -> Base | None:
     for candidate in task.candidates:
         check_recipe(candidate.name, dict(candidate.recipe))
     check_beside(task)
+    check_arithmetic(task)
     needed = any(candidate.name in NEEDS_BASE for candidate in task.candidates)
     if not needed or task.base.name == "scratch":
         check_draft_of(task, None)

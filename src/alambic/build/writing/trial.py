@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alambic.build.assemble import copy_files, provenance
+from alambic.build.writing.arithmetic import choose_arithmetic
 from alambic.build.writing.context import DECIDING_ROWS, ENGINE_LIBRARIES, FittedWriter, WritingContext
 from alambic.build.writing.guessing import choose_guessing, open_draft
 from alambic.build.writing.ladder import NEEDS_BASE, fit
@@ -54,6 +55,7 @@ class WritingTrial:
 def try_candidate(ctx: WritingContext, candidate: CandidateSpec, sampling: Sampling) -> Work[WritingTrial]:
     """Make, seal and measure `candidate` on the deciding rows."""
     fitted = yield from fit(ctx, candidate.name, dict(candidate.recipe))
+    fitted = yield from choose_arithmetic(ctx, candidate.name, fitted, sampling)
     fitted, sampling = yield from choose_guessing(ctx, candidate.name, fitted, sampling)
     bundle = yield from bundle_stage(ctx, candidate.name, fitted, sampling)
     rows = drawn(ctx.dev, DECIDING_ROWS, ctx.task.seed)
