@@ -193,7 +193,8 @@ def _profile_lines(part: dict[str, Any], rounds: Sequence[dict[str, Any]], found
     inside = sum(by_kind.values())
     rows = [(name, ms) for name, ms in by_kind.items() if ms]
     rows.append(("between the operations of the graph, and choosing a token", found["step_ms"] - inside))
-    rows.append(("around the graph: paged cache, scheduling, text (product less graph alone)", stream - graph))
+    # Less than nothing where the product's engine, which rewrites attention to a paged one, gains more than it costs.
+    rows.append(("product less graph alone: paged attention, scheduling, text", stream - graph))
     weights = by_kind[_KINDS[0][0]]
     reached = part["weight_bytes"] / weights / 1e6 if weights else 0.0
     most = sorted(found["ms"].items(), key=lambda item: -item[1])[:6]
