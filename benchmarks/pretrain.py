@@ -56,7 +56,8 @@ def _curve(model: Path) -> list[str]:
         return [f"No curve: {log.name} has no step."]
     write_curve(curve, PICTURE)
     told = (
-        "Thin: each step; thick: running mean. Right: each source, and all by their bytes; on the way a part is read."
+        "Left, thin: each step; thick: running mean; a tick at the bottom: a sitting went on from there. Right: each "
+        "source, and all by their bytes; on the way a part of the held-out text is read, at the end all of it."
     )
     return [f"![Loss and held-out bits per byte against tokens](../images/{PICTURE.name})", "", told]
 

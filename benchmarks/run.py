@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TINY = bool(os.environ.get("ALAMBIC_BENCH_TINY"))  # tries a benchmark out; what it finds is printed and not kept
 NAMES = ("quality", "latency", "training", "startup", "multi30k", "lora_step", "families", "serving", "shared_base",
-         "writing", "extract", "pretrain", "own_base", "encoder", "labelling", "audit", "calibration",
+         "writing", "extract", "pretrain", "own_base", "decoder_speed", "encoder", "labelling", "audit", "calibration",
          "abstain", "distil", "cascade")  # fmt: skip
 
 

@@ -71,7 +71,12 @@ def curve_of(lines: Iterable[Mapping[str, Any]]) -> Curve:
 
 
 def smoothed(values: Sequence[float], length: float) -> list[float]:
-    """Return the exponential running mean over about `length` values, without a start towards zero."""
+    """Return the exponential running mean over about `length` values to either side, so that it does not lag."""
+    forward, backward = _running(values, length), _running(values[::-1], length)[::-1]
+    return [(before + after) / 2 for before, after in zip(forward, backward, strict=True)]
+
+
+def _running(values: Sequence[float], length: float) -> list[float]:
     keep = math.exp(-1.0 / max(length, 1.0))
     total = weight = 0.0
     means = []
