@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -87,6 +88,21 @@ class Owners:
         return means
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What the models say of N texts.
+
+    Attributes:
+        probabilities: [N, L].
+        scopes: each score of belonging to the task that was asked for, [N].
+        who: of a cascade, the place of the stage that answered, [N]; None where one model answers alone.
+    """
+
+    probabilities: NDArray[np.float32]
+    scopes: dict[Scope, NDArray[np.float64]]
+    who: NDArray[np.intp] | None = None
+
+
 class ClassifyEngine:
     """A bundle ready to answer. Safe to share between threads; close it, or use it in a ``with`` block.
 
@@ -153,15 +169,19 @@ class ClassifyEngine:
         decision = manifest.decision
         asked = (decision.scope,) if decision is not None and decision.scope is not None else ()
         label = decision.scope_label if decision is not None else None
-        probabilities, scope = self._chunked(texts, asked, label, batch_size)
-        return decide(
-            probabilities, self.labels, multi_label=self.multi_label, threshold=manifest.threshold, decision=decision,
-            scope=scope[asked[0]] if asked else None,
+        found = self._chunked(texts, asked, label, batch_size)
+        said = decide(
+            found.probabilities, self.labels, multi_label=self.multi_label, threshold=manifest.threshold,
+            decision=decision, scope=found.scopes[asked[0]] if asked else None,
         )  # fmt: skip
+        if found.who is None:
+            return said
+        names = self.stages
+        return [replace(one, answered_by=names[k]) for one, k in zip(said, found.who, strict=True)]
 
     def probabilities(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Return the probability of each label, [N, L]."""
-        return self._chunked(texts, (), None, batch_size)[0]
+        return self._chunked(texts, (), None, batch_size).probabilities
 
     @property
     def scopes(self) -> tuple[Scope, ...]:
@@ -182,16 +202,13 @@ class ClassifyEngine:
         """
         if self._relay is None:
             raise EngineError(f"{self.bundle.source}: one model answers alone: this bundle is no cascade")
-        cleaned = clean(_many(texts))
-        names: list[str] = []
-        for i in range(0, len(cleaned), _CHUNK):
-            _, who = self._relay.run(cleaned[i : i + _CHUNK], batch_size=batch_size)
-            names += [self._relay.names[k] for k in who]
-        return names
+        who, names = self._chunked(texts, (), None, batch_size).who, self.stages
+        assert who is not None, "the stages of a chain answer in turn"
+        return [names[k] for k in who]
 
     def answer_clean(self, texts: list[str], batch_size: int) -> NDArray[np.float32]:
         """Return the probabilities [N, L] that these parts alone give to texts that were cleaned before."""
-        return self._alone(texts, (), None, batch_size)[0]
+        return self._alone(texts, (), None, batch_size).probabilities
 
     def scored(
         self, texts: Sequence[str], *, label: str | None = None, batch_size: int = 32
@@ -203,21 +220,28 @@ class ClassifyEngine:
             label: the label of texts of no other label, where there is one.
             batch_size: bounds what is computed at once.
         """
-        return self._chunked(texts, self.scopes, label, batch_size)
+        found = self._chunked(texts, self.scopes, label, batch_size)
+        return found.probabilities, found.scopes
 
     def _chunked(
         self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
-    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
+    ) -> _Answers:
         texts = clean(_many(texts))
         if len(texts) <= _CHUNK and texts:
-            return self._probabilities(texts, asked, label, batch_size)
-        out = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
-        scores = {name: np.zeros(len(texts)) for name in asked}
-        for i in range(0, len(texts), _CHUNK):
-            out[i : i + _CHUNK], some = self._probabilities(texts[i : i + _CHUNK], asked, label, batch_size)
+            return self._answered(texts, asked, label, batch_size)
+        n, who = len(texts), None
+        out = np.zeros((n, len(self.labels)), dtype=np.float32)
+        scores = {name: np.zeros(n) for name in asked}
+        if self._relay is not None:
+            who = np.zeros(n, dtype=np.intp)
+        for i in range(0, n, _CHUNK):
+            some = self._answered(texts[i : i + _CHUNK], asked, label, batch_size)
+            out[i : i + _CHUNK] = some.probabilities
             for name in asked:
-                scores[name][i : i + _CHUNK] = some[name]
-        return out, scores
+                scores[name][i : i + _CHUNK] = some.scopes[name]
+            if who is not None and some.who is not None:
+                who[i : i + _CHUNK] = some.who
+        return _Answers(out, scores, who)
 
     def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Return the vector of each text, [N, H]; only bundles with an encoder apart from its head can.
@@ -295,30 +319,27 @@ class ClassifyEngine:
             raise EngineError(f"{self.bundle.source}: this bundle takes no embeddings: its model ends in label scores")
         return self._activated(self._headed(vectors))
 
-    def _probabilities(
+    def _answered(
         self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
-    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
+    ) -> _Answers:
         if self._relay is None:
             return self._alone(texts, asked, label, batch_size)
-        probabilities, _ = self._relay.run(texts, batch_size=batch_size)
+        probabilities, who = self._relay.run(texts, batch_size=batch_size)
         if self.bundle.manifest.temperature != 1.0:
             probabilities = tempered(probabilities, self.bundle.manifest.temperature).astype(np.float32)
-        return probabilities, {
-            name: scope_scores(name, probabilities, None, self.labels, label=label) for name in asked
-        }
+        scores = {name: scope_scores(name, probabilities, None, self.labels, label=label) for name in asked}
+        return _Answers(probabilities, scores, who)
 
-    def _alone(
-        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
-    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
+    def _alone(self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int) -> _Answers:
         values, owners = self._reader.read(texts, batch_size=batch_size)
         values = self._headed(values)
         probabilities = self._activated(values)
         logits = values if self._last == "logits" else None
         scores = {name: scope_scores(name, probabilities, logits, self.labels, label=label) for name in asked}
         if owners is None:
-            return probabilities, scores
+            return _Answers(probabilities, scores)
         whole = {name: owners.mean(rows[:, None])[:, 0].astype(np.float64) for name, rows in scores.items()}
-        return owners.mean(probabilities), whole
+        return _Answers(owners.mean(probabilities), whole)
 
     def _headed(self, values: Array) -> Array:
         for head in self._heads:
