@@ -4,9 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from alambic.build import build
 from alambic.build.check import check_task
@@ -20,6 +17,7 @@ from alambic.model.encoder import Encoder
 from alambic.model.student import depth
 from alambic.task import load_task
 from linear_task import FILLER, WORDS, messages, write_task
+from tiny_base import write_base
 
 TASK = """\
 [task]
@@ -55,17 +53,7 @@ def task_file(folder, candidates, *, data="", budget='prefer = "p95_ms"', rows=N
     text = TASK.format(data=data, budget=budget) + candidates
     path = write_task(folder, text=text, rows=messages(14) if rows is None else rows)
     if not (folder / "base").exists():
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({*" ".join(WORDS.values()).split(), *FILLER})]
-        torch.manual_seed(0)
-        config = transformers.BertConfig(
-            vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-            intermediate_size=64, max_position_embeddings=64, pad_token_id=0,
-        )  # fmt: skip
-        transformers.AutoModel.from_config(config).save_pretrained(folder / "base")
-        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-        tokenizer.save(str(folder / "base" / "tokenizer.json"))
+        write_base(folder / "base", [*" ".join(WORDS.values()).split(), *FILLER], layers=3)
     return path
 
 

@@ -8,12 +8,11 @@ import time
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from alambic.bundle import open_bundle, verify
 from linear_task import FILLER, WORDS, alambic, messages, write_task
+from tiny_base import write_base
 
 pytestmark = pytest.mark.slow
 
@@ -42,23 +41,7 @@ ROWS = messages(20)
 def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     path = write_task(folder, text=TASK, rows=ROWS)
-    vocabulary = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        *sorted({w for ws in WORDS.values() for w in ws.split()} | {*FILLER}),
-    ]
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
-    transformers.AutoModel.from_config(config).save_pretrained(folder / "base")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    tokenizer.save(str(folder / "base" / "tokenizer.json"))
+    write_base(folder / "base", [*" ".join(WORDS.values()).split(), *FILLER])
     return path
 
 
