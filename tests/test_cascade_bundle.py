@@ -127,7 +127,7 @@ def unsure(bundle):
     """The chain, abstaining under 0.6; texts of it; what its engine says of them and who answers."""
     manifest = open_bundle(bundle).manifest
     seal(bundle, manifest.model_copy(update={"decision": Decision(threshold=0.6)}))
-    texts = [text for text in TEXTS if text]
+    texts = [*(text for text in TEXTS if text), "qqq", "9"]
     with open_engine(bundle) as engine:
         said, who = engine.predict(texts), engine.answered_by(texts)
     assert set(who) == {"quick", "full"} == {one.answered_by for one in said}

@@ -318,7 +318,9 @@ def test_model_that_ends_in_scores_gives_its_vectors_too(tmp_path: Path, name: s
         np.testing.assert_allclose(engine.probabilities(TEXTS), [reference(t) for t in TEXTS], atol=1e-5)
         (near,) = engine.reasons(["the pump is broken"], n=1)[0]
         assert near.where == "rows.csv:1"
-        assert near.similarity == pytest.approx(cosine(vector_of("the pump is broken"), vector_of(ROWS[1][0])), abs=0.02)
+        assert near.similarity == pytest.approx(
+            cosine(vector_of("the pump is broken"), vector_of(ROWS[1][0])), abs=0.02
+        )
         with pytest.raises(EngineError, match="takes no embeddings"):
             engine.probabilities_of(engine.embed(["pump"]))
 

@@ -241,9 +241,7 @@ class ClassifyEngine:
         found = self._chunked(texts, self.scopes, label, batch_size)
         return found.probabilities, found.scopes
 
-    def _chunked(
-        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
-    ) -> _Answers:
+    def _chunked(self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int) -> _Answers:
         texts = clean(_many(texts))
         if len(texts) <= _CHUNK and texts:
             return self._answered(texts, asked, label, batch_size)
@@ -342,9 +340,7 @@ class ClassifyEngine:
             raise EngineError(f"{self.bundle.source}: this bundle takes no embeddings: its model ends in label scores")
         return self._activated(self._headed(vectors))
 
-    def _answered(
-        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
-    ) -> _Answers:
+    def _answered(self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int) -> _Answers:
         if self._relay is None:
             return self._alone(texts, asked, label, batch_size)
         probabilities, who = self._relay.run(texts, batch_size=batch_size)

@@ -44,7 +44,9 @@ class OnnxPart:
         self._needs_types = "token_type_ids" in names
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         if self.params.vectors and len(self._outputs) != 2:
-            raise EngineError(f"{folder / 'model.onnx'}: has {len(self._outputs)} output(s); expected scores and vectors")
+            raise EngineError(
+                f"{folder / 'model.onnx'}: has {len(self._outputs)} output(s); expected scores and vectors"
+            )
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, special tokens included, neither cut nor padded."""

@@ -1,8 +1,8 @@
 """The part `openvino`: a tokenizer and an OpenVINO model on the CPU. The default engine of every neural bundle.
 
 Its folder holds model.xml and model.bin (inputs `input_ids` and `attention_mask`, int64 [B, T]; one float output, or
-scores and vectors) and tokenizer.json or tokenizer.xml. Safe to share between threads: one request runs at a time, on all the engine's threads,
-which is what answers a single text soonest.
+scores and vectors) and tokenizer.json or tokenizer.xml. Safe to share between threads: one request runs at a time, on
+all the engine's threads, which is what answers a single text soonest.
 """
 
 from __future__ import annotations

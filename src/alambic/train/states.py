@@ -52,7 +52,7 @@ def check_widths(student: Encoder, teacher: Encoder) -> None:
     own, other = student.spec.hidden, teacher.spec.hidden
     if own != other:
         raise TrainError(
-            f"states: the student is {own} wide and its teacher {other}: hidden states are compared where both are alike",
+            f"states: the student is {own} wide and its teacher {other}; only states of one width can be compared",
             hint="states = 0 in the recipe leaves them out; relations compares encoders of any width",
         )
 
