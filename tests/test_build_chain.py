@@ -36,7 +36,7 @@ name = "./base"
 {budget}
 [[candidate]]
 name = "finetune"
-recipe = { epochs = 4, batch_size = 16, learning_rate = 1e-3, few_shot = "off" }
+recipe = { epochs = 2, batch_size = 16, learning_rate = 1e-3, few_shot = "off" }
 """
 LADDER = """\
 [[candidate]]
@@ -78,7 +78,7 @@ def task_of(folder, *, budget, data="", candidates=""):
     other = [tuple([" ".join(desk.new("elsewhere") for _ in range(4))]) for _ in range(60)]
     write_csv(folder / "outside.csv", other, header=("message",))
     # Large enough that it is worth asking the linear model first.
-    write_base(folder / "base", desk.meanings, layers=4, width=128, meanings=desk.meanings)
+    write_base(folder / "base", desk.meanings, layers=4, width=256, meanings=desk.meanings)
     return task
 
 
