@@ -323,7 +323,7 @@ def test_start_vectors_tell_tokens_apart(teacher):
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [({"epoch": 3}, "unknown key 'epoch'"), ({"embeddings": 3}, "embeddings = 3"), ({"softness": 0}, "softness"),
-     ({"embeddings": "no"}, "allowed are frozen, trained")],
+     ({"embeddings": "no"}, "allowed: frozen, trained")],
 )  # fmt: skip
 def test_distil_params_refuse_what_cannot_be(recipe, said):
     with pytest.raises(TrainError, match=said):

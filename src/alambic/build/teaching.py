@@ -23,6 +23,7 @@ from alambic.events import Work
 from alambic.kinds.classify import DISTILLED
 from alambic.model.bases import Base, read_json, resolve
 from alambic.task import Task
+from alambic.train.recipes import read_recipe
 from alambic.workspace import Stage, StageSpec
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def lessons_of(step: str, recipe: Mapping[str, Any]) -> tuple[Lessons, Recipe]:
         TrainError: an unknown option, or a value that cannot be.
     """
     names = [name for name in Lessons.__dataclass_fields__ if step != "distil-static" or name not in ("layers", "base")]
-    lessons = Lessons(**{key: recipe[key] for key in names if key in recipe})
+    lessons = read_recipe(Lessons, {key: recipe[key] for key in names if key in recipe}, {}, of=step)
     rest = {key: value for key, value in recipe.items() if key not in (*names, "int8", "teachers")}
     for name in lessons.teachers:
         if name not in TEACHERS:
@@ -81,7 +82,7 @@ def lessons_of(step: str, recipe: Mapping[str, Any]) -> tuple[Lessons, Recipe]:
         raise TrainError(f"teacher = {lessons.teacher!r}: a student starts from finetune; others may teach beside it")
     counts = {"seeds": (lessons.seeds, 1), "copies": (lessons.copies, 0), "layers": (lessons.layers, 1)}
     for name, (value, least) in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if value is not None and value < least:
             raise TrainError(f"{name} = {value!r}: expected a whole number of {least} or more")
     _params(step, rest)
     return lessons, rest

@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alambic.data.dataset import Dataset
-from alambic.errors import TrainError, nearest
+from alambic.errors import TrainError
 from alambic.events import Finished, Started, Work
 from alambic.model.encoder import Encoder, pad
 from alambic.model.student import read_alike
 from alambic.train.batches import Row, batch_at, epoch_order, rows_of
 from alambic.train.loop import Loop, Plan, Point
 from alambic.train.precision import autocast, threads
+from alambic.train.recipes import read_recipe
 from alambic.train.relations import Relations, heads_of, relation_loss
 from alambic.train.schedule import freeze, groups, set_dropout
 from alambic.train.scoring import score
@@ -94,19 +95,10 @@ class DistilParams:
         Raises:
             TrainError: an unknown key, or a value that cannot be.
         """
-        names = {f.name for f in fields(cls)}
-        defaults = cls()
-        for key, value in recipe.items():
-            if key not in names:
-                raise TrainError(f"recipe of distil: unknown key {key!r}", hint=nearest(key, names))
-            if isinstance(getattr(defaults, key), str) != isinstance(value, str) or isinstance(value, bool):
-                raise TrainError(f"recipe of distil: {key} = {value!r}; it is like {getattr(defaults, key)!r}")
-        params = cls(**{**known, **recipe})
+        params = read_recipe(cls, recipe, known, of="distil")
         if params.softness <= 0 or min(params.hard, params.hidden, params.relations, params.states) < 0:
             weights = "hard, hidden, relations, states"
             raise TrainError(f"recipe of distil: softness is above 0, and no weight ({weights}) below 0")
-        if params.embeddings not in ("frozen", "trained"):
-            raise TrainError(f"recipe of distil: embeddings = {params.embeddings!r}; allowed are frozen, trained")
         return params
 
 
