@@ -102,7 +102,7 @@ def check_students(task: Task, base: Base | None) -> None:
     """Refuse students as large as their teacher before anything slow.
 
     Raises:
-        TaskError: a student would have as many layers as its teacher.
+        TaskError: a student would have as many layers as its teacher, or as many weights.
         BaseModelError: the base that a student starts from cannot be had.
     """
     for candidate in task.candidates:
@@ -110,13 +110,22 @@ def check_students(task: Task, base: Base | None) -> None:
             continue
         lessons, _ = lessons_of(candidate.made_by, candidate.recipe)
         if lessons.base is not None:
-            _other_base(task, lessons.base)
+            _check_other(candidate.name, base, _other_base(task, lessons.base), lessons.layers)
         elif lessons.layers is not None and lessons.layers >= (most := depth_of(base)):
             raise TaskError(
                 f"candidate {candidate.name!r}: layers = {lessons.layers}: its teacher {base.name} has {most}, and a "
                 "student must be smaller",
                 hint=f"layers = 1 to {most - 1}" if most > 1 else "use the step distil-static",
             )
+
+
+def _check_other(name: str, base: Base, other: Base, layers: int | None) -> None:
+    from alambic.model.encoder import Encoder
+
+    try:
+        _other_student(Encoder.load(base), other, layers)
+    except TrainError as error:
+        raise TaskError(f"candidate {name!r}: {error.message}", hint=error.hint) from error
 
 
 def depth_of(base: Base) -> int:
@@ -247,17 +256,30 @@ def _student(
 
 def _start(teacher: Encoder, other: Base | None, layers: int | None) -> Encoder:
     """Return the untrained student: the teacher's own layers, or another encoder under the teacher's labels."""
-    from alambic.model.encoder import Encoder
-    from alambic.model.student import check_smaller, depth, shallower, with_head_of
+    from alambic.model.student import shallower, with_head_of
 
     if other is None:
         assert layers is not None
         return shallower(teacher, layers)
+    return with_head_of(_other_student(teacher, other, layers), teacher)
+
+
+def _other_student(teacher: Encoder, other: Base, layers: int | None) -> Encoder:
+    """Open the encoder `other`, with so many of its layers.
+
+    Raises:
+        TrainError: it has not so many, or is not smaller than the teacher.
+    """
+    from alambic.model.encoder import Encoder
+    from alambic.model.student import check_smaller, depth, shallower
+
     student = Encoder.load(other)
-    if layers is not None and layers != depth(student):
+    if layers is not None and layers > depth(student):
+        raise TrainError(f"layers = {layers}: {other.name} has {depth(student)}")
+    if layers is not None and layers < depth(student):
         student = shallower(student, layers)
     check_smaller(student, teacher)
-    return with_head_of(student, teacher)
+    return student
 
 
 def _known(ctx: Context) -> dict[str, Any]:
