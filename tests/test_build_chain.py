@@ -1,6 +1,6 @@
 """Whole builds with a tiny encoder: one in which a chain of a linear model and the encoder wins, one that abstains.
 
-Half of the texts are easy: words that every text of their label has. The others have words that no other text has, so
+Three texts of four are easy: words that texts of their label share. The others have words that no other text has, so
 that only an encoder whose base knows what they mean can tell their label.
 """
 
@@ -58,7 +58,7 @@ class Desk:
         made = []
         for i in range(n):
             label = sorted(WORDS)[i % 3]
-            words = self.draw.sample(WORDS[label].split(), 4) if i % 2 else [self.new(label) for _ in range(4)]
+            words = self.draw.sample(WORDS[label].split(), 4) if i % 4 else [self.new(label) for _ in range(4)]
             made.append((" ".join(words), label))
         self.draw.shuffle(made)
         return made
