@@ -1,6 +1,7 @@
 """A build that promises: rows kept apart, thresholds in the bundle, abstention, label sets and reasons everywhere."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -188,6 +189,32 @@ def test_decision_is_refused_when_it_does_not_fit_the_bundle(done, tmp_path):
     copy = shutil.copytree(done.bundle, tmp_path / "copy")
     with pytest.raises(BundleError, match=r"decision.scope_label: 'nobody' is no label"):
         seal(copy, manifest.model_copy(update={"decision": Decision(scope_label="nobody")}))
+
+
+def test_label_for_other_texts_is_learnt_and_counts_as_abstained(tmp_path):
+    words = "lovely dog cat horse fish bird sea lake pond bay swims flies sleeps sings green blue".split()  # noqa: SIM905
+    draw = random.Random(2)
+    others = [(f"{' '.join(draw.sample(words, 5))} {i}", "elsewhere") for i in range(90)]
+    text = SVM.replace("[budget]\n", 'out_of_scope = "elsewhere"\n[budget]\nin_scope = 0.9\n')
+    result = build(write_task(tmp_path, text=text, rows=[*messages(130), *others]), out=tmp_path / "run")
+    decision = open_bundle(result.bundle).manifest.decision
+    assert decision.scope_label == "elsewhere" and decision.facts["in_scope"]["n_outside"] >= 10
+    with package.open(result.bundle) as engine:
+        own, other = engine.predict(["refund invoice bank charged", "a lovely horse swims in the bay"])
+    assert (own.label, own.abstained) == ("billing", False)
+    assert (other.label, other.because) == ("elsewhere", "out_of_scope")
+
+
+def test_scope_is_set_from_the_tasks_own_texts_when_no_others_are_given(tmp_path):
+    text = SVM.replace("[budget]\n", "[budget]\nin_scope = 0.9\n")
+    result = build(write_task(tmp_path, text=text, rows=messages(130)), out=tmp_path / "run")
+    decision = open_bundle(result.bundle).manifest.decision
+    assert (decision.scope, decision.facts["in_scope"]["n_outside"]) == ("energy", 0)
+    assert "auroc" not in decision.facts["in_scope"]
+    assert any("not chosen by measurement: 0 texts out of scope" in line for line in result.sentences)
+    with package.open(result.bundle) as engine:
+        own, other = engine.predict(["refund invoice bank charged", "a lovely horse swims in the bay"])
+    assert (own.because, other.because) == (None, "out_of_scope")
 
 
 def test_decide_tells_unsure_from_out_of_scope():

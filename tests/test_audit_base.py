@@ -3,29 +3,16 @@
 import json
 
 import pytest
-import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from linear_task import FILLER, TASK, WORDS, alambic, messages, write_task
+from tiny_base import write_base
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def task(tmp_path):
-    known = sorted({w for ws in WORDS.values() for w in ws.split()} | {*FILLER})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *known]
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
-    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "base")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    tokenizer.save(str(tmp_path / "base" / "tokenizer.json"))
+    write_base(tmp_path / "base", [*" ".join(WORDS.values()).split(), *FILLER])
     text = TASK.replace("[data]", 'threads = 1\n[base]\nname = "./base"\n[data]') + '[[candidate]]\nname = "logreg"\n'
     return write_task(tmp_path, text=text, rows=messages(16))
 

@@ -16,8 +16,8 @@ from alambic.events import Note, drain
 from alambic.model.encoder import Encoder
 from alambic.model.student import depth
 from alambic.task import load_task
-from linear_task import messages, write_csv, write_task
-from tiny_encoder import save_tiny_encoder
+from linear_task import FILLER, WORDS, messages, write_csv, write_task
+from tiny_base import write_base
 
 TASK = """\
 [task]
@@ -53,7 +53,7 @@ def task_file(folder, candidates, *, data="", budget='prefer = "p95_ms"', rows=N
     text = TASK.format(data=data, budget=budget) + candidates
     path = write_task(folder, text=text, rows=messages(14) if rows is None else rows)
     if not (folder / "base").exists():
-        save_tiny_encoder(folder / "base", layers=3)
+        write_base(folder / "base", [*" ".join(WORDS.values()).split(), *FILLER], layers=3)
     return path
 
 
@@ -82,14 +82,16 @@ def test_build_tries_students_and_ships_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_export_finds_the_student_and_not_its_teacher(tmp_path):
-    candidates = STUDENTS.split("[[candidate]]")
-    path = task_file(tmp_path, f"[[candidate]]{candidates[3]}", data='dev = "dev.csv"', budget="")
+def test_export_finds_the_student_and_not_its_teachers_of_two_seeds(tmp_path):
+    candidate = STUDENTS.split("[[candidate]]")[3].replace("layers = 1,", "layers = 1, seeds = 2,")
+    path = task_file(tmp_path, f"[[candidate]]{candidate}", data='dev = "dev.csv"', budget="")
     write_csv(tmp_path / "dev.csv", messages(4, seed=3))
     result = build(path, out=tmp_path / "run")
     model = model_of(open_bundle(result.bundle), tmp_path / "run")
     assert depth(Encoder.load(model)) == 1
     assert json.loads((model.parent / "stage.json").read_text("utf-8"))["name"] == "distil.all"
+    teachers = (tmp_path / "run" / "stages").glob("finetune.all-*/stage.json")
+    assert {json.loads(stage.read_text("utf-8"))["params"]["seed"] for stage in teachers} == {0, 1}
 
 
 def test_a_student_as_large_as_its_teacher_is_refused_before_the_build(tmp_path):
@@ -97,6 +99,25 @@ def test_a_student_as_large_as_its_teacher_is_refused_before_the_build(tmp_path)
     with pytest.raises(TaskError, match=r"layers = 3: its teacher ./base has 3, and a student must be smaller"):
         build(path, out=tmp_path / "run")
     assert not list((tmp_path / "run" / "stages").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (
+            '{ base = "./wide" }',
+            r"candidate 'distil': the student has [\d,]+ weights in its layers and its teacher [\d,]+",
+        ),
+        ('{ base = "./wide", layers = 9 }', r"candidate 'distil': layers = 9: .*wide has 2"),
+    ],
+)
+@pytest.mark.parametrize("check", [False, True])
+def test_a_student_wider_than_its_teacher_is_refused_before_the_build(tmp_path, recipe, said, check):
+    path = task_file(tmp_path, f'[[candidate]]\nname = "distil"\nrecipe = {recipe}\n')
+    write_base(tmp_path / "wide", FILLER, width=64)
+    with pytest.raises(TaskError, match=said):
+        drain(check_task(load_task(path))) if check else build(path, out=tmp_path / "run")
+    assert not list((tmp_path / "run" / "stages").glob("*"))
 
 
 @pytest.mark.parametrize("check", [False, True])
@@ -131,7 +152,10 @@ def test_task_refuses_what_would_do_nothing(tmp_path, candidates, data, said):
     [
         ("distil", {"teacher": "bert"}, "teacher = 'bert': allowed are finetune, tfidf-svm"),
         ("distil", {"teacher": "tfidf-svm"}, "a student starts from finetune"),
+        ("distil", {"teacher": 3}, "recipe of distil: teacher = 3; it is like 'finetune' by default"),
         ("distil", {"layers": 0}, "layers = 0"),
+        ("distil", {"layers": "two"}, "recipe of distil: layers = 'two'; it is a whole number"),
+        ("distil", {"seeds": True}, "recipe of distil: seeds = True"),
         ("distil-static", {"layers": 2}, "unknown key 'layers'"),
         ("distil-int8", {"softnes": 2.0}, "unknown key 'softnes'"),
     ],

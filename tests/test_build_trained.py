@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from alambic.bundle import open_bundle, verify
-from linear_task import alambic, messages, write_task
-from tiny_encoder import save_tiny_encoder
+from linear_task import FILLER, WORDS, alambic, messages, write_task
+from tiny_base import write_base
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ ROWS = messages(20)
 def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     path = write_task(folder, text=TASK, rows=ROWS)
-    save_tiny_encoder(folder / "base", layers=2)
+    write_base(folder / "base", [*" ".join(WORDS.values()).split(), *FILLER])
     return path
 
 

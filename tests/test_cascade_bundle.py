@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 import alambic as package
 from alambic.build.chain import check_rows, try_chains
@@ -26,10 +27,12 @@ from alambic.kinds.cascade import Cascade, CascadeStage, relay_known
 from alambic.kinds.decision import Decision, tempered
 from alambic.manifest import seal_of
 from alambic.pack.cascade import join
+from alambic.serve.app import create_app
+from alambic.serve.models import load
 from alambic.task import load_task
 from alambic.train.linear import fit_tfidf_svm
 from alambic.workspace import Workspace
-from linear_task import WORDS, alambic, messages, write_task
+from linear_task import WORDS, alambic, messages, write_csv, write_task
 
 TEXTS = [text for text, _ in messages(12, seed=7)] + ["", "hello there"]
 
@@ -117,6 +120,51 @@ def test_chain_abstains_from_what_no_stage_is_sure_of(bundle):
         said = engine.predict(TEXTS)
         assert [p.abstained for p in said] == [p.confidence < 0.6 for p in said]
         assert {p.because for p in said} == {None, "unsure"}
+
+
+@pytest.fixture
+def unsure(bundle):
+    """The chain, abstaining under 0.6; texts of it; what its engine says of them and who answers."""
+    manifest = open_bundle(bundle).manifest
+    seal(bundle, manifest.model_copy(update={"decision": Decision(threshold=0.6)}))
+    texts = [*(text for text in TEXTS if text), "qqq", "9"]
+    with open_engine(bundle) as engine:
+        said, who = engine.predict(texts), engine.answered_by(texts)
+    assert set(who) == {"quick", "full"} == {one.answered_by for one in said}
+    assert {one.abstained for one in said} == {True, False}
+    return bundle, texts, said, who
+
+
+def test_server_tells_confidence_abstention_and_stage_when_a_chain_answers(unsure):
+    bundle, texts, said, who = unsure
+    with load([bundle]) as models, TestClient(create_app(models), "http://localhost") as client:
+        many = client.post("/v1/classify", json={"input": texts}).json()["data"]
+        one = client.post("/v1/classify", json={"input": texts[0], "top_k": 1}).json()["data"][0]
+    assert [item["answered_by"] for item in many] == who
+    assert [item["abstained"] for item in many] == [p.abstained for p in said]
+    assert [item.get("because") for item in many] == [p.because for p in said]
+    assert [item["confidence"] for item in many] == pytest.approx([p.confidence for p in said], abs=1e-5)
+    assert (one["answered_by"], one["abstained"], len(one["scores"])) == (who[0], said[0].abstained, 1)
+
+
+def test_server_names_no_stage_when_one_model_answers_alone(bundle):
+    stage = open_bundle(bundle).manifest.cascade.stages[0]
+    change(bundle, entry=stage.entry, cascade=None)
+    with load([bundle]) as models, TestClient(create_app(models), "http://localhost") as client:
+        assert "answered_by" not in client.post("/v1/classify", json={"input": "refund"}).json()["data"][0]
+
+
+def test_command_tells_confidence_abstention_and_stage_when_a_chain_answers(unsure, tmp_path):
+    bundle, texts, said, who = unsure
+    source = write_csv(tmp_path / "in.csv", [(text,) for text in texts], header=("message",))
+    assert alambic("predict", bundle, "--input", source, "--output", tmp_path / "out.jsonl").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [line["answered_by"] for line in lines] == who
+    assert [line["abstained"] for line in lines] == [p.abstained for p in said]
+    assert [line["confidence"] for line in lines] == pytest.approx([p.confidence for p in said], abs=1e-5)
+    for text, stage in {stage: (text, stage) for text, stage in zip(texts, who, strict=True)}.values():
+        assert json.loads(alambic("predict", bundle, text, "--json").out)["answered_by"] == stage
+        assert f"\n  answered by {stage}\n" in alambic("predict", bundle, text).out
 
 
 def test_chain_is_refused_when_a_part_of_any_stage_is_corrupt(bundle):

@@ -18,6 +18,7 @@ from alambic.model.student import check_smaller, depth, read_alike, same_pieces,
 from alambic.train.distil import DistilParams, Lesson, distil, hard_loss, soft_loss
 from alambic.train.finetune import FinetuneParams, finetune
 from alambic.train.relations import Relations, relation_loss
+from alambic.train.states import States, mapped, state_loss
 from alambic.train.static import StaticParams, distil_static, start_vectors
 from alambic.train.teacher import digest_of, encoder_answers, mean_answers, teacher_answers
 
@@ -173,12 +174,13 @@ def test_student_of_another_tokenizer_and_width_learns(teacher, tmp_path):
     assert result.best_dev > 0.8
 
 
-def test_relations_are_refused_when_student_and_teacher_read_other_tokens(teacher, tmp_path):
+@pytest.mark.parametrize("what", ["relations", "states"])
+def test_relations_and_states_are_refused_when_student_and_teacher_read_other_tokens(teacher, tmp_path, what):
     words = [*WORDS[:4], *reversed(WORDS[4:])]
     student = with_head_of(Encoder.load(saved(tmp_path / "other", layers=1, words=words)), teacher)
     lesson = lesson_of(teacher, colours(20), tmp_path / "answers")
-    params = replace(QUICK, relations=1.0)
-    with pytest.raises(TrainError, match="student and teacher read other tokens"):
+    params = replace(QUICK, **{what: 1.0})
+    with pytest.raises(TrainError, match=f"{what}: student and teacher read other tokens"):
         drain(distil(student, lesson, None, params=params, out=tmp_path / "model", teacher=teacher))
 
 
@@ -200,6 +202,58 @@ def test_relations_draw_the_student_to_its_teacher(teacher, tmp_path):
     drain(distil(student, lesson, colours(30, 1), params=params, out=tmp_path / "model", teacher=teacher))
     assert distance(teacher) == pytest.approx(0.0, abs=1e-5)
     assert distance(student) < 0.7 * before
+
+
+@pytest.mark.parametrize(("layers", "of", "followed"), [(1, 3, (2,)), (2, 6, (2, 5)), (4, 12, (2, 5, 8, 11))])
+def test_layers_follow_every_nth_of_the_teacher(layers, of, followed):
+    assert mapped(layers, of) == followed
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
+def test_states_are_the_library_s_own_and_their_loss_leaves_padding_out(tmp_path, kind):
+    both = [Encoder.load(saved(tmp_path / str(n), layers=n, kind=kind, seed=n)) for n in (2, 4)]
+    watched = [States(one) for one in both]
+    ids, mask = torch.tensor([[1, 4, 9, 12, 2, 0]]), torch.tensor([[1, 1, 1, 1, 1, 0]])
+    with torch.no_grad():
+        for one, watch in zip(both, watched, strict=True):
+            told = one.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            for k in range(len(watch.kept) - 1):  # some families normalise what the last one gave
+                assert torch.allclose(watch.of(k), told[k + 1], atol=1e-6)
+        loss = float(state_loss(*watched, mask))
+    expected = []
+    for own, theirs in ((0, 1), (1, 3)):
+        mine, truth = (watch.of(k)[0, :5] for watch, k in zip(watched, (own, theirs), strict=True))
+        expected.append(float((mine - truth).square().mean() / truth.square().mean()))
+    assert loss == pytest.approx(sum(expected) / 2, rel=1e-4)
+    for watch in watched:
+        watch.close()
+
+
+def test_states_draw_the_student_to_its_teacher(teacher, tmp_path):
+    lesson = lesson_of(teacher, colours(64), tmp_path / "answers")
+    student = shallower(teacher, 1)
+
+    def distance(model):
+        own, theirs = States(model), States(teacher)
+        ids, mask = torch.tensor([[1, 4, 9, 12, 2, 0]]), torch.tensor([[1, 1, 1, 1, 1, 0]])
+        with torch.no_grad():
+            model.pool(ids, mask), teacher.pool(ids, mask)
+            value = float(state_loss(own, theirs, mask))
+        own.close(), theirs.close()
+        return value
+
+    before = distance(student)
+    params = replace(QUICK, states=5.0, relations=1.0, epochs=6)
+    drain(distil(student, lesson, colours(30, 1), params=params, out=tmp_path / "model", teacher=teacher))
+    assert distance(teacher) == pytest.approx(0.0, abs=1e-6)
+    assert distance(student) < 0.7 * before
+
+
+def test_states_are_refused_when_the_student_is_narrower(teacher, tmp_path):
+    student = with_head_of(Encoder.load(saved(tmp_path / "narrow", layers=1, hidden=16)), teacher)
+    lesson = lesson_of(teacher, colours(20), tmp_path / "answers")
+    with pytest.raises(TrainError, match="states: the student is 16 wide and its teacher 32"):
+        drain(distil(student, lesson, None, params=replace(QUICK, states=1.0), out=tmp_path / "m", teacher=teacher))
 
 
 def test_soft_loss_is_zero_where_both_agree_and_grows_with_the_distance():
@@ -269,7 +323,7 @@ def test_start_vectors_tell_tokens_apart(teacher):
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [({"epoch": 3}, "unknown key 'epoch'"), ({"embeddings": 3}, "embeddings = 3"), ({"softness": 0}, "softness"),
-     ({"embeddings": "no"}, "allowed are frozen, trained")],
+     ({"embeddings": "no"}, "allowed: frozen, trained")],
 )  # fmt: skip
 def test_distil_params_refuse_what_cannot_be(recipe, said):
     with pytest.raises(TrainError, match=said):

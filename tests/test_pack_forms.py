@@ -108,7 +108,7 @@ def test_openvino_part_states_its_properties_when_packed(model, graphs, tmp_path
     part = drain(openvino.pack(model, tmp_path / "part", precision="fp16", cache=graphs))
     assert part.params == {
         "output": "logits", "prefix_ids": [2], "suffix_ids": [3], "pad_id": 0, "max_tokens": 64, "precision": "fp16",
-        "tokenizer": "tokenizer.json",
+        "tokenizer": "tokenizer.json", "vectors": True,
         "properties": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
     }  # fmt: skip
 
@@ -142,6 +142,16 @@ def test_kept_graph_filled_wrongly_is_refused_by_the_proof(graphs, model, tmp_pa
     with pytest.raises(PackError, match="an output of the fp32 form differs by"):
         drain(onnx.pack(model, tmp_path / "part", precision="fp32", cache=tmp_path / "graphs"))
     assert not (tmp_path / "part").exists()
+
+
+@pytest.mark.parametrize(("engine", "precision", "near"), [("openvino", "fp16", 5e-3), ("onnx", "int8", 0.1)])
+def test_packed_classifier_gives_the_vector_that_its_head_takes(engine, precision, near, model, graphs, tmp_path):
+    pack = {"openvino": openvino.pack, "onnx": onnx.pack}[engine]
+    part = drain(pack(model, tmp_path / "part", precision=precision, cache=graphs))
+    runner = load_part(part, tmp_path / "part")
+    rows = runner.infer_wide(runner.token_ids(TEXTS[:3]))
+    np.testing.assert_array_equal(rows[:, : len(LABELS)], runner.infer(runner.token_ids(TEXTS[:3])))
+    np.testing.assert_allclose(rows[:, len(LABELS) :], Encoder.load(model).embed(TEXTS[:3]), atol=near)
 
 
 def test_bare_encoder_packs_as_an_embedding(graphs, tmp_path):

@@ -21,9 +21,9 @@ from alambic.kinds.cascade import Cascade
 from alambic.kinds.decision import Decision
 
 # 2: models that write; 3: adapters and drafts beside them; 4: classifiers that abstain, which an older program would
-# let answer everything; 5: chains of classifiers, of which it would ask the last alone. Bundles of older formats read
-# the same.
-FORMAT = 5
+# let answer everything; 5: chains of classifiers, of which it would ask the last alone; 6: models that give scores and
+# vectors. Bundles of older formats read the same.
+FORMAT = 6
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64_000_000  # a real one is under 1 MB; a stranger's file must not fill the memory
 

@@ -39,8 +39,8 @@ _BATCH = 256
 _WRITTEN_BATCH = 16  # writing is slow: an interrupted run loses at most this many rows
 # What we write; a column of the input by one of these names would be taken for our answer.
 _OURS = (
-    "prediction", "confidence", "abstained", "because", "label_set", "scores", "reasons", "finish_reason",
-    "tool_calls", "error",
+    "prediction", "confidence", "abstained", "because", "label_set", "answered_by", "scores", "reasons",
+    "finish_reason", "tool_calls", "error",
 )  # fmt: skip
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -64,6 +64,8 @@ def to_json(prediction: Prediction, *, multi_label: bool, top_k: int | None = No
         answer["because"] = prediction.because
     if prediction.label_set is not None:
         answer["label_set"] = list(prediction.label_set)
+    if prediction.answered_by is not None:
+        answer["answered_by"] = prediction.answered_by
     if top_k:
         best = sorted(prediction.scores.items(), key=lambda item: -item[1])[:top_k]
         answer["scores"] = {name: round(p, 6) for name, p in best}

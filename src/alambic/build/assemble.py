@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ class Extras:
     threshold: float = 0.5
     decision: Decision | None = None
     index: tuple[PartSpec, Path] | None = None
+
+    @property
+    def computes(self) -> dict[str, Any]:
+        """What of it changes answers, as JSON; the rows of the index are those of the fit."""
+        decision = None if self.decision is None else asdict(self.decision)
+        index = None if self.index is None else self.index[0].params
+        known = {"temperature": self.temperature, "decision": decision, "index": index}
+        return {key: value for key, value in known.items() if value is not None}
 
 
 def assemble(ctx: Context, name: str, fitted: Fitted, out: Path, extras: Extras | None = None) -> Bundle:

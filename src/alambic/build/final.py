@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from alambic import __version__
 from alambic.build.assemble import Extras, assemble
 from alambic.build.chain import chain_sentences, refit
-from alambic.build.context import ENGINE_LIBRARIES, Context
-from alambic.build.deciding import calibrate, calibration_of, decision_stage, judge
+from alambic.build.context import ENGINE_LIBRARIES, Context, Fitted
+from alambic.build.deciding import calibrate, calibration_of, decision_stage, judge, scoped
 from alambic.build.indexing import index_part, index_stage
 from alambic.build.trial import Trial, bundle_stage
 from alambic.bundle import open_bundle, seal
@@ -59,11 +59,9 @@ def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
     """Refit the chosen candidate on train and dev, score it once on test, seal it under `run`."""
     fitted = yield from refit(ctx, trial)
     temperature, threshold = calibrate(trial, ctx.task)
-    draft = yield from bundle_stage(ctx, trial.name, fitted, tag="all", temperature=temperature)
-    decision = yield from decision_stage(ctx, trial, draft, temperature)
+    draft, decision, index = yield from _drafted(ctx, trial, fitted, temperature)
     scored = yield from _test_stage(ctx, trial.name, draft, threshold, decision)
     quality = Quality.from_dict(scored.result["quality"])
-    index = yield from index_stage(ctx, fitted)
     spec = StageSpec(
         "final",
         {
@@ -98,6 +96,22 @@ def finish(ctx: Context, trial: Trial, run: Path) -> Work[Final]:
     trust |= scored.result["trust"]
     chain = chain_sentences(fitted.cascade, scored.result["answered"], point.cost("mean_ms"))
     return Final(bundle, quality, point, {**scored.result["costs"], "size_mb": size_mb}, decision, trust, chain)
+
+
+def _drafted(
+    ctx: Context, trial: Trial, fitted: Fitted, temperature: float
+) -> Work[tuple[Stage, Decision | None, Stage | None]]:
+    """Return the bundle that ships but for its scores, its decision, and the index of training rows."""
+    extras = Extras(temperature=temperature)
+    draft = yield from bundle_stage(ctx, trial.name, fitted, tag="all", extras=extras)
+    index = yield from index_stage(ctx, fitted, draft)
+    if index is not None and scoped(ctx.task):  # how near its rows are may tell what is out of scope
+        extras = replace(extras, index=index_part(index))
+        draft = yield from bundle_stage(ctx, trial.name, fitted, tag="all", extras=extras)
+    decision = yield from decision_stage(ctx, trial, draft, temperature)
+    if decision is not None:  # so that its cost is measured too
+        draft = yield from bundle_stage(ctx, trial.name, fitted, tag="all", extras=replace(extras, decision=decision))
+    return draft, decision, index
 
 
 def _test_stage(ctx: Context, name: str, draft: Stage, threshold: float, decision: Decision | None) -> Work[Stage]:

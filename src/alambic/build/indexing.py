@@ -6,19 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from alambic.build.context import Context, Fitted
+from alambic.build.context import ENGINE_LIBRARIES, Context, Fitted
+from alambic.engines import open_engine
 from alambic.engines.examples import HASHING, NAME, write_index
 from alambic.events import Work
 from alambic.manifest import PartSpec
 from alambic.workspace import Stage, StageSpec
 
 
-def index_stage(ctx: Context, fitted: Fitted) -> Work[Stage | None]:
+def index_stage(ctx: Context, fitted: Fitted, draft: Stage) -> Work[Stage | None]:
     """Index the rows that the bundle was fitted on; None when the task asks for no reasons.
 
-    Their texts are written only with ``reasons = "texts"``; otherwise places and digests are, which tell the text to
-    nobody who does not have the file.
+    By the vectors that the bundle gives, where it gives any; otherwise by words. Their texts are written only with
+    ``reasons = "texts"``; otherwise places and digests are, which tell the text to nobody who does not have the file.
+
+    Args:
+        ctx: the build.
+        fitted: what the bundle is made of.
+        draft: stage that packed it.
     """
     how = ctx.task.data.reasons
     if how is None:
@@ -26,8 +33,9 @@ def index_stage(ctx: Context, fitted: Fitted) -> Work[Stage | None]:
     spec = StageSpec(
         "index",
         {"reasons": how, "hashing": HASHING},
-        {"rows": ctx.train.digest, "fit": fitted.key},
-        libraries=("numpy",),
+        {"rows": ctx.train.digest, "fit": fitted.key, "machine": ctx.machine_digest},
+        version=2,
+        libraries=ENGINE_LIBRARIES,
     )
 
     def work(folder: Path) -> Work[dict[str, Any]]:
@@ -36,12 +44,17 @@ def index_stage(ctx: Context, fitted: Fitted) -> Work[Stage | None]:
             {"labels": e.labels, "where": e.where, "digest": e.digest, **({"text": e.text} if how == "texts" else {})}
             for e in ctx.train
         ]
-        known = fitted.vectors
-        vectors = None if known is None else np.stack([known[example.digest] for example in ctx.train])
-        return {"params": write_index(folder / NAME, rows, ctx.train.texts, vectors)}
+        return {"params": write_index(folder / NAME, rows, ctx.train.texts, _vectors(ctx, fitted, draft))}
 
     stage = yield from ctx.workspace.run(spec, work)
     return stage
+
+
+def _vectors(ctx: Context, fitted: Fitted, draft: Stage) -> NDArray[np.float32] | None:
+    if fitted.vectors is not None:  # the frozen encoder read these rows already
+        return np.stack([fitted.vectors[example.digest] for example in ctx.train])
+    with open_engine(draft.folder / "bundle", threads=ctx.threads) as engine:
+        return engine.embed(ctx.train.texts) if "embed" in engine.capabilities else None
 
 
 def index_part(stage: Stage) -> tuple[PartSpec, Path]:

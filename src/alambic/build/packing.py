@@ -77,7 +77,7 @@ def pack_int8(
         f"int8.{tag}",
         {"threads": ctx.threads, "long": ctx.task.data.long},
         {"model": model.key, "train": train.digest, "dev": dev.digest, "machine": ctx.machine_digest},
-        version=3,
+        version=4,
         libraries=_PACK_LIBRARIES,
     )
 
@@ -98,7 +98,7 @@ def pack_int8(
 def _pack(ctx: Context, model: Stage, form: str, name: str, texts: list[str]) -> Work[Fitted]:
     from alambic.pack import int8
 
-    spec = StageSpec(name, {"form": form}, {"model": model.key}, libraries=_PACK_LIBRARIES)
+    spec = StageSpec(name, {"form": form}, {"model": model.key}, version=2, libraries=_PACK_LIBRARIES)
 
     def work(folder: Path) -> Work[dict[str, Any]]:
         at = folder / "encoder"

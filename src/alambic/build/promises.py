@@ -73,7 +73,12 @@ def _precision_on_test(trust: Mapping[str, Any]) -> str:
     )
 
 
-_SCORES = {"confidence": "the largest probability", "max_logit": "the largest logit", "energy": "the energy"}
+_SCORES = {
+    "confidence": "the largest probability",
+    "max_logit": "the largest logit",
+    "energy": "the energy",
+    "nearest": "how near the nearest training row is",
+}
 
 
 def _scope(decision: Decision, trust: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from alambic.events import Work
 from alambic.kinds.classify import DISTILLED
 from alambic.model.bases import Base, read_json, resolve
 from alambic.task import Task
+from alambic.train.recipes import read_recipe
 from alambic.workspace import Stage, StageSpec
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def lessons_of(step: str, recipe: Mapping[str, Any]) -> tuple[Lessons, Recipe]:
         TrainError: an unknown option, or a value that cannot be.
     """
     names = [name for name in Lessons.__dataclass_fields__ if step != "distil-static" or name not in ("layers", "base")]
-    lessons = Lessons(**{key: recipe[key] for key in names if key in recipe})
+    lessons = read_recipe(Lessons, {key: recipe[key] for key in names if key in recipe}, {}, of=step)
     rest = {key: value for key, value in recipe.items() if key not in (*names, "int8", "teachers")}
     for name in lessons.teachers:
         if name not in TEACHERS:
@@ -81,7 +82,7 @@ def lessons_of(step: str, recipe: Mapping[str, Any]) -> tuple[Lessons, Recipe]:
         raise TrainError(f"teacher = {lessons.teacher!r}: a student starts from finetune; others may teach beside it")
     counts = {"seeds": (lessons.seeds, 1), "copies": (lessons.copies, 0), "layers": (lessons.layers, 1)}
     for name, (value, least) in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if value is not None and value < least:
             raise TrainError(f"{name} = {value!r}: expected a whole number of {least} or more")
     _params(step, rest)
     return lessons, rest
@@ -101,7 +102,7 @@ def check_students(task: Task, base: Base | None) -> None:
     """Refuse students as large as their teacher before anything slow.
 
     Raises:
-        TaskError: a student would have as many layers as its teacher.
+        TaskError: a student would have as many layers as its teacher, or as many weights.
         BaseModelError: the base that a student starts from cannot be had.
     """
     for candidate in task.candidates:
@@ -109,13 +110,22 @@ def check_students(task: Task, base: Base | None) -> None:
             continue
         lessons, _ = lessons_of(candidate.made_by, candidate.recipe)
         if lessons.base is not None:
-            _other_base(task, lessons.base)
+            _check_other(candidate.name, base, _other_base(task, lessons.base), lessons.layers)
         elif lessons.layers is not None and lessons.layers >= (most := depth_of(base)):
             raise TaskError(
                 f"candidate {candidate.name!r}: layers = {lessons.layers}: its teacher {base.name} has {most}, and a "
                 "student must be smaller",
                 hint=f"layers = 1 to {most - 1}" if most > 1 else "use the step distil-static",
             )
+
+
+def _check_other(name: str, base: Base, other: Base, layers: int | None) -> None:
+    from alambic.model.encoder import Encoder
+
+    try:
+        _other_student(Encoder.load(base), other, layers)
+    except TrainError as error:
+        raise TaskError(f"candidate {name!r}: {error.message}", hint=error.hint) from error
 
 
 def depth_of(base: Base) -> int:
@@ -246,17 +256,30 @@ def _student(
 
 def _start(teacher: Encoder, other: Base | None, layers: int | None) -> Encoder:
     """Return the untrained student: the teacher's own layers, or another encoder under the teacher's labels."""
-    from alambic.model.encoder import Encoder
-    from alambic.model.student import check_smaller, depth, shallower, with_head_of
+    from alambic.model.student import shallower, with_head_of
 
     if other is None:
         assert layers is not None
         return shallower(teacher, layers)
+    return with_head_of(_other_student(teacher, other, layers), teacher)
+
+
+def _other_student(teacher: Encoder, other: Base, layers: int | None) -> Encoder:
+    """Open the encoder `other`, with so many of its layers.
+
+    Raises:
+        TrainError: it has not so many, or is not smaller than the teacher.
+    """
+    from alambic.model.encoder import Encoder
+    from alambic.model.student import check_smaller, depth, shallower
+
     student = Encoder.load(other)
-    if layers is not None and layers != depth(student):
+    if layers is not None and layers > depth(student):
+        raise TrainError(f"layers = {layers}: {other.name} has {depth(student)}")
+    if layers is not None and layers < depth(student):
         student = shallower(student, layers)
     check_smaller(student, teacher)
-    return with_head_of(student, teacher)
+    return student
 
 
 def _known(ctx: Context) -> dict[str, Any]:

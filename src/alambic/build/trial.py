@@ -75,8 +75,8 @@ def deciding_rows(folds: tuple[Fold, ...]) -> Dataset:
     return rows
 
 
-def bundle_stage(ctx: Context, name: str, fitted: Fitted, *, tag: str, temperature: float | None = None) -> Work[Stage]:
-    """Seal the parts of `fitted` as a bundle in a stage of its own.
+def bundle_stage(ctx: Context, name: str, fitted: Fitted, *, tag: str, extras: Extras | None = None) -> Work[Stage]:
+    """Seal the parts of `fitted` as a bundle in a stage of its own; of `extras`, all that it computes with.
 
     Its key holds what the bundle computes with, not the whole task file: another budget or description must not try
     every candidate again. The final bundle, the only one that ships, is keyed by the whole task.
@@ -88,7 +88,7 @@ def bundle_stage(ctx: Context, name: str, fitted: Fitted, *, tag: str, temperatu
         {
             **computes,
             "parts": [p.name for p, _ in fitted.parts],
-            **({"temperature": temperature} if temperature else {}),
+            **(extras.computes if extras is not None else {}),
         },
         {"fit": fitted.key},
         version=2,
@@ -96,7 +96,7 @@ def bundle_stage(ctx: Context, name: str, fitted: Fitted, *, tag: str, temperatu
 
     def work(folder: Path) -> Work[dict[str, Any]]:
         yield from ()
-        bundle = assemble(ctx, name, fitted, folder / "bundle", Extras(temperature=temperature or 1.0))
+        bundle = assemble(ctx, name, fitted, folder / "bundle", extras)
         return {"seal": bundle.manifest.seal}
 
     stage = yield from ctx.workspace.run(spec, work)

@@ -86,6 +86,8 @@ def _print(engine: ClassifyEngine | BundleWriter, text: str, options: dict[str, 
     click.echo(f"{said}\tabstained: {answer['because'].replace('_', ' ')}" if answer["abstained"] else said)
     if "label_set" in answer:
         click.echo(f"  one of: {', '.join(answer['label_set'])}")
+    if "answered_by" in answer:
+        click.echo(f"  answered by {answer['answered_by']}")
     for name, p in answer.get("scores", {}).items():
         click.echo(f"  {name:<24} {p:.3f}")
     for row in answer.get("reasons", ()):

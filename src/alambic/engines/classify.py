@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -13,11 +14,11 @@ from numpy.typing import NDArray
 from alambic.bundle import Bundle
 from alambic.data.clean import clean_text
 from alambic.engines.cascade import Relay
-from alambic.engines.parts import Array, Part, TokenPart
+from alambic.engines.parts import Array, Part, TokenPart, VectorPart
 from alambic.engines.windows import Cutter
 from alambic.errors import EngineError
 from alambic.kinds.classify import Prediction, Reason, decide
-from alambic.kinds.decision import SCOPES, Scope, scope_scores, tempered
+from alambic.kinds.decision import NEAREST, ON_LOGITS, SCOPES, Scope, scope_scores, tempered
 from alambic.kinds.inputs import Input, text_of
 
 if TYPE_CHECKING:
@@ -33,12 +34,21 @@ class TextReader:
         self.part = part
         self.output: str = getattr(part, "output", "logits")
         self.tokens = part if isinstance(part, TokenPart) else None
+        self._wide = part if isinstance(part, VectorPart) and part.params.vectors else None
         if self.tokens is not None:
             params = self.tokens.params
             self._cutter = Cutter(long, params.max_tokens, params.prefix_ids, params.suffix_ids, params.pad_id)
 
-    def read(self, texts: Sequence[str], *, batch_size: int = 32) -> tuple[Array, Owners | None]:
-        """Return one row per window, and whose windows they are (None when each text has one)."""
+    @property
+    def vectors(self) -> bool:
+        """Whether it gives the vector of a text: as its output, or behind its scores (`wide`)."""
+        return self.output == "embedding" or self._wide is not None
+
+    def read(self, texts: Sequence[str], *, batch_size: int = 32, wide: bool = False) -> tuple[Array, Owners | None]:
+        """Return one row per window, and whose windows they are (None when each text has one).
+
+        With `wide` a row holds the scores and, behind them, the vector that they are computed from.
+        """
         if self.tokens is None:
             return np.asarray(self.part.run(texts)), None
         windows: list[list[int]] = []
@@ -47,21 +57,22 @@ class TextReader:
             pieces = self._cutter.cut(ids)
             windows += pieces
             counts.append(len(pieces))
-        values = self.tokens.infer(windows, batch_size=batch_size)
+        infer = self._wide.infer_wide if wide and self._wide is not None else self.tokens.infer
+        values = infer(windows, batch_size=batch_size)
         return values, None if len(windows) == len(texts) else Owners(counts, [len(w) for w in windows])
 
-    def run(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Return one row per text, the mean over its windows weighted by their length."""
+    def run(self, texts: Sequence[str], *, batch_size: int = 32, wide: bool = False) -> NDArray[np.float32]:
+        """Return one row per text, the mean over its windows weighted by their length; `wide` as in `read`."""
         texts = clean(texts)
         parts = []
         for i in range(0, len(texts), _CHUNK):
-            values, owners = self.read(texts[i : i + _CHUNK], batch_size=batch_size)
+            values, owners = self.read(texts[i : i + _CHUNK], batch_size=batch_size, wide=wide)
             parts.append(values if owners is None else owners.mean(values))
         return np.concatenate(parts).astype(np.float32, copy=False) if parts else np.zeros((0, 0), dtype=np.float32)
 
     def close(self) -> None:
         """Let go of the part; it cannot run after this."""
-        self.tokens = None
+        self.tokens = self._wide = None
         self.part = _Closed()
 
     def __enter__(self) -> Self:
@@ -85,6 +96,21 @@ class Owners:
         """Return one row per text from one row per window."""
         means: NDArray[np.float32] = np.add.reduceat(values * self._shares[:, None], self._starts).astype(np.float32)
         return means
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the models say of N texts.
+
+    Attributes:
+        probabilities: [N, L].
+        scopes: each score of belonging to the task that was asked for, [N].
+        who: of a cascade, the place of the stage that answered, [N]; None where one model answers alone.
+    """
+
+    probabilities: NDArray[np.float32]
+    scopes: dict[Scope, NDArray[np.float64]]
+    who: NDArray[np.intp] | None = None
 
 
 class ClassifyEngine:
@@ -128,13 +154,14 @@ class ClassifyEngine:
             raise EngineError(f"{bundle.source}: the entry {bundle.manifest.entry!r} gives vectors, not label scores")
         scope = bundle.manifest.decision.scope if bundle.manifest.decision is not None else None
         if scope not in (None, *self.scopes):
-            raise EngineError(f"{bundle.source}: the decision looks at {scope!r}, and the model gives no logits")
+            given = ", ".join(self.scopes)
+            raise EngineError(f"{bundle.source}: the decision looks at {scope!r}, and the bundle gives {given}")
 
     @property
     def capabilities(self) -> frozenset[str]:
         """What this engine can do: `predict`, `probabilities`, and where it can `embed`, `token_ids` and `reasons`."""
         extra = set()
-        if self._reader.output == "embedding":
+        if self._reader.vectors:
             extra.add("embed")
         if self._reader.tokens is not None:
             extra.add("token_ids")
@@ -153,21 +180,32 @@ class ClassifyEngine:
         decision = manifest.decision
         asked = (decision.scope,) if decision is not None and decision.scope is not None else ()
         label = decision.scope_label if decision is not None else None
-        probabilities, scope = self._chunked(texts, asked, label, batch_size)
-        return decide(
-            probabilities, self.labels, multi_label=self.multi_label, threshold=manifest.threshold, decision=decision,
-            scope=scope[asked[0]] if asked else None,
+        found = self._chunked(texts, asked, label, batch_size)
+        said = decide(
+            found.probabilities, self.labels, multi_label=self.multi_label, threshold=manifest.threshold,
+            decision=decision, scope=found.scopes[asked[0]] if asked else None,
         )  # fmt: skip
+        if found.who is None:
+            return said
+        names = self.stages
+        return [replace(one, answered_by=names[k]) for one, k in zip(said, found.who, strict=True)]
 
     def probabilities(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Return the probability of each label, [N, L]."""
-        return self._chunked(texts, (), None, batch_size)[0]
+        return self._chunked(texts, (), None, batch_size).probabilities
 
     @property
     def scopes(self) -> tuple[Scope, ...]:
-        """The scores of belonging to the task that this bundle can give (`kinds.decision.scope_scores`)."""
-        # The logits of one model of a chain say nothing beside those of another.
-        return SCOPES if self._last == "logits" and self._relay is None else SCOPES[:1]
+        """The scores of belonging to the task that this bundle can give (`kinds.decision.SCOPES`)."""
+        if self._relay is not None:  # logits and vectors of one model of a chain say nothing beside those of another
+            return ("confidence",)
+        out = {*(() if self._last == "logits" else ON_LOGITS), *(() if self._near() else (NEAREST,))}
+        return tuple(name for name in SCOPES if name not in out)
+
+    def _near(self) -> bool:
+        """Tell whether the bundle knows vectors of training rows and gives those of texts."""
+        indexed = any(p.engine == "examples" and p.params.get("how") == "vectors" for p in self.bundle.manifest.parts)
+        return indexed and self._examples is not None and self._reader.vectors
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -182,16 +220,13 @@ class ClassifyEngine:
         """
         if self._relay is None:
             raise EngineError(f"{self.bundle.source}: one model answers alone: this bundle is no cascade")
-        cleaned = clean(_many(texts))
-        names: list[str] = []
-        for i in range(0, len(cleaned), _CHUNK):
-            _, who = self._relay.run(cleaned[i : i + _CHUNK], batch_size=batch_size)
-            names += [self._relay.names[k] for k in who]
-        return names
+        who, names = self._chunked(texts, (), None, batch_size).who, self.stages
+        assert who is not None, "the stages of a chain answer in turn"
+        return [names[k] for k in who]
 
     def answer_clean(self, texts: list[str], batch_size: int) -> NDArray[np.float32]:
         """Return the probabilities [N, L] that these parts alone give to texts that were cleaned before."""
-        return self._alone(texts, (), None, batch_size)[0]
+        return self._alone(texts, (), None, batch_size).probabilities
 
     def scored(
         self, texts: Sequence[str], *, label: str | None = None, batch_size: int = 32
@@ -203,31 +238,41 @@ class ClassifyEngine:
             label: the label of texts of no other label, where there is one.
             batch_size: bounds what is computed at once.
         """
-        return self._chunked(texts, self.scopes, label, batch_size)
+        found = self._chunked(texts, self.scopes, label, batch_size)
+        return found.probabilities, found.scopes
 
-    def _chunked(
-        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
-    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
+    def _chunked(self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int) -> _Answers:
         texts = clean(_many(texts))
         if len(texts) <= _CHUNK and texts:
-            return self._probabilities(texts, asked, label, batch_size)
-        out = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
-        scores = {name: np.zeros(len(texts)) for name in asked}
-        for i in range(0, len(texts), _CHUNK):
-            out[i : i + _CHUNK], some = self._probabilities(texts[i : i + _CHUNK], asked, label, batch_size)
+            return self._answered(texts, asked, label, batch_size)
+        n, who = len(texts), None
+        out = np.zeros((n, len(self.labels)), dtype=np.float32)
+        scores = {name: np.zeros(n) for name in asked}
+        if self._relay is not None:
+            who = np.zeros(n, dtype=np.intp)
+        for i in range(0, n, _CHUNK):
+            some = self._answered(texts[i : i + _CHUNK], asked, label, batch_size)
+            out[i : i + _CHUNK] = some.probabilities
             for name in asked:
-                scores[name][i : i + _CHUNK] = some[name]
-        return out, scores
+                scores[name][i : i + _CHUNK] = some.scopes[name]
+            if who is not None and some.who is not None:
+                who[i : i + _CHUNK] = some.who
+        return _Answers(out, scores, who)
 
     def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Return the vector of each text, [N, H]; only bundles with an encoder apart from its head can.
+        """Return the vector of each text, [N, H]: the encoder's, which the scores are computed from.
+
+        A chain gives that of its last model. Linear models, static students and bundles of before format 6 whose
+        encoder was fine-tuned have none.
 
         Raises:
-            EngineError: this bundle has no such part.
+            EngineError: this bundle gives none.
         """
         if "embed" not in self.capabilities:
             raise EngineError(f"{self.bundle.source}: this bundle gives no embeddings: its model ends in label scores")
-        return self._reader.run(_many(texts), batch_size=batch_size)
+        if self._reader.output == "embedding":
+            return self._reader.run(_many(texts), batch_size=batch_size)
+        return self._reader.run(_many(texts), batch_size=batch_size, wide=True)[:, len(self.labels) :]
 
     def reasons(self, texts: Sequence[str], *, n: int = 3) -> list[tuple[Reason, ...]]:
         """Return the `n` training rows nearest to each text, nearest first.
@@ -291,34 +336,38 @@ class ClassifyEngine:
         """
         if self._relay is not None:
             raise EngineError(f"{self.bundle.source}: a cascade answers texts: its stages look at them in turn")
-        if "embed" not in self.capabilities:
+        if self._reader.output != "embedding":
             raise EngineError(f"{self.bundle.source}: this bundle takes no embeddings: its model ends in label scores")
         return self._activated(self._headed(vectors))
 
-    def _probabilities(
-        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
-    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
+    def _answered(self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int) -> _Answers:
         if self._relay is None:
             return self._alone(texts, asked, label, batch_size)
-        probabilities, _ = self._relay.run(texts, batch_size=batch_size)
+        probabilities, who = self._relay.run(texts, batch_size=batch_size)
         if self.bundle.manifest.temperature != 1.0:
             probabilities = tempered(probabilities, self.bundle.manifest.temperature).astype(np.float32)
-        return probabilities, {
-            name: scope_scores(name, probabilities, None, self.labels, label=label) for name in asked
-        }
+        scores = {name: scope_scores(name, probabilities, None, self.labels, label=label) for name in asked}
+        return _Answers(probabilities, scores, who)
 
-    def _alone(
-        self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int
-    ) -> tuple[NDArray[np.float32], dict[Scope, NDArray[np.float64]]]:
-        values, owners = self._reader.read(texts, batch_size=batch_size)
-        values = self._headed(values)
+    def _alone(self, texts: Sequence[str], asked: Sequence[Scope], label: str | None, batch_size: int) -> _Answers:
+        wide = NEAREST in asked and self._reader.output != "embedding"
+        values, owners = self._reader.read(texts, batch_size=batch_size, wide=wide)
+        vectors = values[:, len(self.labels) :] if wide else values
+        values = self._headed(values[:, : len(self.labels)] if wide else values)
         probabilities = self._activated(values)
         logits = values if self._last == "logits" else None
-        scores = {name: scope_scores(name, probabilities, logits, self.labels, label=label) for name in asked}
+        scores = {
+            name: self._closeness(vectors, label) if name == NEAREST
+            else scope_scores(name, probabilities, logits, self.labels, label=label) for name in asked
+        }  # fmt: skip
         if owners is None:
-            return probabilities, scores
+            return _Answers(probabilities, scores)
         whole = {name: owners.mean(rows[:, None])[:, 0].astype(np.float64) for name, rows in scores.items()}
-        return owners.mean(probabilities), whole
+        return _Answers(owners.mean(probabilities), whole)
+
+    def _closeness(self, vectors: Array, label: str | None) -> NDArray[np.float64]:
+        assert self._examples is not None, "`scopes` tells whether there is an index"
+        return self._examples().closeness(vectors, without=label)
 
     def _headed(self, values: Array) -> Array:
         for head in self._heads:

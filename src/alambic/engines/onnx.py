@@ -7,6 +7,7 @@ time that OpenVINO needs; on the others OpenVINO leads. The build measures both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ class OnnxPart:
                 f"{folder / 'model.onnx'}: has inputs {', '.join(sorted(names))}; expected input_ids, attention_mask"
             )
         self._needs_types = "token_type_ids" in names
-        self._outputs = [self._session.get_outputs()[0].name]
+        self._outputs = [entry.name for entry in self._session.get_outputs()]
+        if self.params.vectors and len(self._outputs) != 2:
+            raise EngineError(
+                f"{folder / 'model.onnx'}: has {len(self._outputs)} output(s); expected scores and vectors"
+            )
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, special tokens included, neither cut nor padded."""
@@ -50,6 +55,10 @@ class OnnxPart:
     def infer(self, windows: Sequence[Sequence[int]], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Return one row per window of ids, computed in batches of like length."""
         return infer_windows(windows, self._run, pad_id=self.params.pad_id, batch_size=batch_size)
+
+    def infer_wide(self, windows: Sequence[Sequence[int]], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Return scores and vector of each window of ids, [N, L + H]."""
+        return infer_windows(windows, partial(self._run, outputs=2), pad_id=self.params.pad_id, batch_size=batch_size)
 
     def run(self, items: Sequence[str]) -> NDArray[np.float32]:
         """Return one row per text; long texts are the business of `classify`."""
@@ -67,15 +76,15 @@ class OnnxPart:
             "threads": self._threads,
         }
 
-    def _run(self, ids: Array, mask: Array) -> NDArray[np.float32]:
+    def _run(self, ids: Array, mask: Array, *, outputs: int = 1) -> NDArray[np.float32]:
         feed = {"input_ids": ids, "attention_mask": mask}
         if self._needs_types:
             feed["token_type_ids"] = np.zeros_like(ids)
         try:
-            values = self._session.run(self._outputs, feed)[0]
+            values = self._session.run(self._outputs[:outputs], feed)
         except _errors(self._ort) as error:
             raise EngineError(f"ONNX Runtime cannot run this input of shape {ids.shape}: {error}") from error
-        return np.asarray(values, dtype=np.float32)
+        return np.asarray(values[0] if outputs == 1 else np.concatenate(values, axis=1), dtype=np.float32)
 
     def _open(self, model: Path) -> Any:
         options = self._ort.SessionOptions()

@@ -1,8 +1,8 @@
 """The part `openvino`: a tokenizer and an OpenVINO model on the CPU. The default engine of every neural bundle.
 
-Its folder holds model.xml and model.bin (inputs `input_ids` and `attention_mask`, int64 [B, T]; one float output) and
-tokenizer.json or tokenizer.xml. Safe to share between threads: one request runs at a time, on all the engine's threads,
-which is what answers a single text soonest.
+Its folder holds model.xml and model.bin (inputs `input_ids` and `attention_mask`, int64 [B, T]; one float output, or
+scores and vectors) and tokenizer.json or tokenizer.xml. Safe to share between threads: one request runs at a time, on
+all the engine's threads, which is what answers a single text soonest.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ class OpenVinoPart:
         """Return one row per window of ids, computed in batches of like length."""
         return infer_windows(windows, self._run, pad_id=self.params.pad_id, batch_size=batch_size)
 
+    def infer_wide(self, windows: Sequence[Sequence[int]], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Return scores and vector of each window of ids, [N, L + H]."""
+        return infer_windows(windows, partial(self._run, outputs=2), pad_id=self.params.pad_id, batch_size=batch_size)
+
     def run(self, items: Sequence[str]) -> NDArray[np.float32]:
         """Return one row per text; long texts are the business of `classify`."""
         return self.infer(self.token_ids(items))
@@ -75,7 +80,7 @@ class OpenVinoPart:
             "threads": int(properties["INFERENCE_NUM_THREADS"]),
         }
 
-    def _run(self, ids: Array, mask: Array) -> NDArray[np.float32]:
+    def _run(self, ids: Array, mask: Array, *, outputs: int = 1) -> NDArray[np.float32]:
         with self._lock:
             self._request.set_input_tensor(self._at[0], self._ov.Tensor(ids, shared_memory=True))
             self._request.set_input_tensor(self._at[1], self._ov.Tensor(mask, shared_memory=True))
@@ -85,8 +90,11 @@ class OpenVinoPart:
                 raise EngineError(
                     f"OpenVINO cannot run this input of shape {ids.shape}: {_first_line(error)}"
                 ) from error
-            # The tensor belongs to the request, and the next call writes over it.
-            return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+            # The tensors belong to the request, and the next call writes over them.
+            if outputs == 1:
+                return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+            rows = [self._request.get_output_tensor(i).data for i in range(outputs)]
+            return np.concatenate(rows, axis=1, dtype=np.float32)
 
     def _config_of(self, threads: int | None, cache_dir: Path | None) -> dict[str, str | int | bool]:
         config: dict[str, str | int | bool] = {"PERFORMANCE_HINT": "LATENCY", **DEFAULTS, **self.params.properties}
@@ -117,10 +125,11 @@ class OpenVinoPart:
     def _check_model(self, model: Path) -> None:
         inputs, outputs = self._compiled.inputs, self._compiled.outputs
         names = [next((n for n in _INPUTS if n in port.get_names()), port.get_any_name()) for port in inputs]
-        if sorted(names) != sorted(_INPUTS) or len(outputs) != 1:
+        expected = 2 if self.params.vectors else 1
+        if sorted(names) != sorted(_INPUTS) or len(outputs) != expected:
             raise EngineError(
-                f"{model}: has inputs {', '.join(names)} and {len(outputs)} outputs; "
-                f"expected {', '.join(_INPUTS)} and 1 output"
+                f"{model}: has inputs {', '.join(names)} and {len(outputs)} output(s); "
+                f"expected {', '.join(_INPUTS)} and {expected} output(s)"
             )
         self._at = [names.index(name) for name in _INPUTS]
 

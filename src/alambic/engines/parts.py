@@ -50,12 +50,23 @@ class TokenPart(Protocol):
         """Return engine, library version, properties and threads, as JSON values."""
 
 
+@runtime_checkable
+class VectorPart(Protocol):
+    """A token part whose model may end in scores and give the vector that they are computed from, too."""
+
+    params: TokenParams
+
+    def infer_wide(self, windows: Sequence[Sequence[int]], *, batch_size: int = 32) -> Array:
+        """Return one row per window of ids: the scores, and behind them the vector [N, L + H]."""
+
+
 @dataclass(frozen=True)
 class TokenParams:
     """Parameters of a part that reads tokens, as `bundle.json` gives them.
 
     Attributes:
-        output: what the model's only output is: `logits`, `probabilities` or `embedding`.
+        output: what the model's first output is: `logits`, `probabilities` or `embedding`.
+        vectors: whether a second output holds the vector that the scores are computed from.
         prefix_ids: ids that the tokenizer puts before every text.
         suffix_ids: ids that the tokenizer puts after every text.
         pad_id: id for padding; its mask is 0, so any valid id does.
@@ -66,6 +77,7 @@ class TokenParams:
     """
 
     output: str = "logits"
+    vectors: bool = False
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
     pad_id: int = 0
@@ -96,6 +108,8 @@ class TokenParams:
         for name, known in (("output", OUTPUTS), ("tokenizer", (None, "tokenizer.json", "tokenizer.xml"))):
             if name in values and values[name] not in known:
                 raise EngineError(f"{where}: {name} is {values[name]!r}", hint=f"allowed: {', '.join(map(str, known))}")
+        if not isinstance(values.get("vectors", False), bool):
+            raise EngineError(f"{where}: vectors is {values['vectors']!r}, not true or false")
         if not isinstance(values.get("properties", {}), dict):
             raise EngineError(f"{where}: properties is {values['properties']!r}, not an object")
         return cls(**values)

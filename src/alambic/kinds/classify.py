@@ -48,6 +48,7 @@ class Prediction:
         scores: probability of every label, in label order.
         because: why the bundle does not stand by the labels: ``unsure`` or ``out_of_scope``; None when it does.
         label_set: labels that the truth is among as often as the task asked, likeliest first; None when not asked.
+        answered_by: of a cascade, the stage that answered; None where one model answers alone.
     """
 
     labels: tuple[str, ...]
@@ -55,6 +56,7 @@ class Prediction:
     scores: dict[str, float]
     because: str | None = None
     label_set: tuple[str, ...] | None = None
+    answered_by: str | None = None
 
     @property
     def abstained(self) -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-Scope = Literal["confidence", "max_logit", "energy"]
-SCOPES: tuple[Scope, ...] = ("confidence", "max_logit", "energy")
+Scope = Literal["confidence", "max_logit", "energy", "nearest"]
+SCOPES: tuple[Scope, ...] = ("confidence", "max_logit", "energy", "nearest")
 ON_LOGITS = ("max_logit", "energy")
+NEAREST = "nearest"  # how near a training row is, by vectors: `engines.examples` knows
 
 FLOOR = 1e-9  # probabilities under it are taken for it: a head that votes gives exact zeros
 
@@ -29,7 +30,7 @@ class Decision:
 
     Attributes:
         threshold: the least confidence that is answered; 0 answers everything.
-        scope: the score that tells texts of the task from others (`scope_scores`); None tells nothing.
+        scope: the score that tells texts of the task from others (one of `SCOPES`); None tells nothing.
         scope_threshold: the least score of a text that is taken for one of the task.
         scope_label: the label that means "none of the others", where the data has one.
         set_threshold: the least probability of a label of the label set; None gives no sets.
@@ -51,7 +52,7 @@ class Decision:
         Args:
             confidence: probability of the chosen label [N].
             chosen: the label chosen.
-            scope: `scope_scores` [N]; needed when `scope` is set.
+            scope: the score that `scope` names [N]; needed when it is set.
         """
         outside = np.array([label == self.scope_label for label in chosen], dtype=np.bool_)
         if self.scope is not None and self.scope_threshold is not None:
@@ -76,9 +77,10 @@ def scope_scores(
     ``confidence`` is the largest probability (Hendrycks and Gimpel 2017, arXiv:1610.02136); ``max_logit`` the largest
     logit (Hendrycks 2022, arXiv:1911.11132); ``energy`` the log of the sum of exponentials of the logits (Liu 2020,
     arXiv:2010.03759). A `label` for other texts is left out of all three; its logit is taken away from the last two.
+    ``nearest`` is not computed here: it takes the training rows (`engines.examples.Examples.closeness`).
 
     Args:
-        scope: which score.
+        scope: which score, not ``nearest``.
         probabilities: [N, L], after the temperature.
         logits: [N, L], before it; None where the model gives none (then only ``confidence`` can be had).
         labels: label order.
@@ -87,7 +89,7 @@ def scope_scores(
     inside = np.array([name != label for name in labels], dtype=np.bool_)
     if scope == "confidence":
         return np.asarray(np.asarray(probabilities, dtype=np.float64)[:, inside].max(axis=1))
-    assert logits is not None, "only a model that gives logits has these scores"
+    assert scope in ON_LOGITS and logits is not None, "only a model that gives logits has these scores"
     values = np.asarray(logits, dtype=np.float64)
     top = values[:, inside].max(axis=1)
     away = 0.0 if inside.all() else values[:, ~inside][:, 0]

@@ -40,7 +40,7 @@ def shallower(encoder: Encoder, layers: int) -> Encoder:
     kinds = getattr(encoder.backbone.config, "layer_types", None)
     kept = spread(layers, most) if not kinds else _both_kinds(spread(layers, most), kinds)
     backbone = copy.deepcopy(encoder.backbone)
-    _keep(backbone, kept, most)
+    _keep(backbone, kept)
     config = backbone.config
     config.num_hidden_layers = layers
     if kinds:
@@ -68,12 +68,26 @@ def _both_kinds(kept: tuple[int, ...], kinds: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted((*kept[:-1], below[-1])))
 
 
-def _keep(backbone: nn.Module, kept: Sequence[int], most: int) -> None:
+def layers_of(backbone: nn.Module) -> nn.ModuleList:
+    """Return the layers of a backbone, first to last.
+
+    Raises:
+        TrainError: they are not found.
+    """
+    return backbone.get_submodule(_place(backbone))
+
+
+def _keep(backbone: nn.Module, kept: Sequence[int]) -> None:
+    holder, _, name = _place(backbone).rpartition(".")
+    layers = layers_of(backbone)
+    setattr(backbone.get_submodule(holder), name, nn.ModuleList(layers[i] for i in kept))
+
+
+def _place(backbone: nn.Module) -> str:
+    most = int(backbone.config.num_hidden_layers)
     for name, module in backbone.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == most and name.endswith(("layer", "layers")):
-            holder = backbone.get_submodule(name.rpartition(".")[0]) if "." in name else backbone
-            setattr(holder, name.rpartition(".")[2], nn.ModuleList(module[i] for i in kept))
-            return
+            return str(name)
     raise TrainError(
         f"{backbone.config.model_type}: its {most} layers are not where they are looked for",
         hint="name another encoder as the student's base: recipe = { base = ... }",

@@ -81,6 +81,11 @@ def head_of(encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     return encoder.head.weight.detach().float().numpy() * scale, encoder.head.bias.detach().float().numpy()
 
 
+def wide(encoder: Encoder) -> dict[str, bool]:
+    """Return the parameter that says that a packed model gives its vectors beside its scores, where it does."""
+    return {} if encoder.head is None else {"vectors": True}
+
+
 def key_of(encoder: Encoder, form: str) -> str:
     """Name the traced graph that `encoder` needs: same architecture, same libraries, same name."""
     config = {k: v for k, v in encoder.backbone.config.to_dict().items() if k not in _NOT_ARCHITECTURE}

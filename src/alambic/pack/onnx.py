@@ -52,9 +52,10 @@ def pack(model: Path, out: Path, *, precision: Precision, cache: Path | None = N
     yield Started(stage)
     encoder = graph.load_plain(model)
     with whole_folder(out) as folder:
-        part = PartSpec("encoder", "onnx", "encoder", part_params(encoder, precision, {}))
+        params = {**part_params(encoder, precision, {}), **graph.wide(encoder)}
+        part = PartSpec("encoder", "onnx", "encoder", params)
         yield Progress(stage, 0, 2)
-        converted = to_onnx(encoder, cache=cache)
+        converted = to_onnx(encoder, cache=cache, vectors=True)
         if precision == "fp16":
             store_half(converted)
         whole = not precision.startswith("int8")
@@ -86,8 +87,11 @@ def export(model: Path, out: Path, *, cache: Path | None = None) -> Path:
     return out
 
 
-def to_onnx(encoder: Encoder, *, cache: Path | None) -> Any:
-    """Return `encoder` as an ONNX model in float32, inputs int64 [B, T], output `logits` or `embedding`."""
+def to_onnx(encoder: Encoder, *, cache: Path | None, vectors: bool = False) -> Any:
+    """Return `encoder` as an ONNX model in float32, inputs int64 [B, T], output `logits` or `embedding`.
+
+    With `vectors`, a model with a head gives both: the vector is what its head takes.
+    """
     onnx = _extras.load("onnx")
     key = graph.key_of(encoder, "onnx")
     kept = graph.load_kept(cache, key)
@@ -99,11 +103,11 @@ def to_onnx(encoder: Encoder, *, cache: Path | None) -> Any:
         model = _convert(program)
         holes = _find_holes(model, weights)
         if not graph.complete(holes, weights):
-            return _with_head(_convert(graph.trace(encoder, own_weights=True)[0]), encoder)
+            return _with_head(_convert(graph.trace(encoder, own_weights=True)[0]), encoder, vectors=vectors)
         _fill(model, holes, None)
         graph.keep(cache, key, {"graph.onnx": model.SerializeToString()}, holes)
     _fill(model, holes, graph.weights_of(encoder))
-    return _with_head(model, encoder)
+    return _with_head(model, encoder, vectors=vectors)
 
 
 def quantise(model: Any, *, signed: bool) -> bytes:
@@ -205,15 +209,15 @@ def _fill(model: Any, holes: Sequence[graph.Hole], weights: graph.Weights | None
         entry.raw_data = b"" if weights is None else graph.filled(hole, weights)
 
 
-def _with_head(model: Any, encoder: Encoder) -> Any:
-    """Put the head after the pooled embedding, and name the output."""
+def _with_head(model: Any, encoder: Encoder, *, vectors: bool) -> Any:
+    """Put the head after the pooled embedding, and name the outputs."""
     onnx = _extras.load("onnx")
     head = graph.head_of(encoder)
     pooled = model.graph.output[0]
+    if pooled.name != "embedding":
+        _rename(model, "embedding", "embedding.inner")  # tracing names the word table's rows so
+        _rename(model, pooled.name, "embedding")
     if head is None:
-        if pooled.name != "embedding":
-            _rename(model, "embedding", "embedding.inner")  # tracing names the word table's rows so
-            _rename(model, pooled.name, "embedding")
         return model
     weight, bias = head
     _add_initializer(model, "head.weight", np.ascontiguousarray(weight.T))  # H, L: the quantiser knows MatMul
@@ -221,9 +225,12 @@ def _with_head(model: Any, encoder: Encoder) -> Any:
     model.graph.node.append(onnx.helper.make_node("MatMul", [pooled.name, "head.weight"], ["head.product"]))
     model.graph.node.append(onnx.helper.make_node("Add", ["head.product", "head.bias"], ["logits"]))
     rows = pooled.type.tensor_type.shape.dim[0].dim_param or "B"
-    del model.graph.output[:]
     shape = [rows, len(bias)]
-    model.graph.output.append(onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape))
+    outputs = [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape)]
+    if vectors:
+        outputs.append(onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, [rows, weight.shape[1]]))
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
     return model
 
 

@@ -70,9 +70,9 @@ def pack(
     yield Started(stage)
     encoder = graph.load_plain(model)
     with whole_folder(out) as folder:
-        params = part_params(encoder, precision, properties)
+        params = {**part_params(encoder, precision, properties), **graph.wide(encoder)}
         yield Progress(stage, 0, 3)
-        converted = quantise(to_openvino(encoder, cache=cache), encoder, precision, calibration)
+        converted = quantise(to_openvino(encoder, cache=cache, vectors=True), encoder, precision, calibration)
         yield Progress(stage, 1, 3)
         _extras.load("openvino").save_model(converted, str(folder / "model.xml"), compress_to_fp16=True)
         yield from _write_tokenizers(encoder, folder)
@@ -97,8 +97,11 @@ def part_params(encoder: Encoder, precision: str, properties: Mapping[str, str |
     }
 
 
-def to_openvino(encoder: Encoder, *, cache: Path | None) -> Any:
-    """Return `encoder` as an OpenVINO model with float32 weights, inputs int64 [B, T], output float32."""
+def to_openvino(encoder: Encoder, *, cache: Path | None, vectors: bool = False) -> Any:
+    """Return `encoder` as an OpenVINO model with float32 weights, inputs int64 [B, T], output float32.
+
+    With `vectors`, a model with a head gives the vector that its head takes too, as a second output.
+    """
     key = graph.key_of(encoder, "openvino")
     kept = graph.load_kept(cache, key)
     if kept is not None:
@@ -109,10 +112,10 @@ def to_openvino(encoder: Encoder, *, cache: Path | None) -> Any:
         xml, full = _serialised(_convert(program))
         holes = _find_holes(xml, full, weights)
         if not graph.complete(holes, weights):
-            return _with_head(_convert(graph.trace(encoder, own_weights=True)[0]), encoder)
+            return _with_head(_convert(graph.trace(encoder, own_weights=True)[0]), encoder, vectors=vectors)
         blank = _emptied(full, holes, weights)
         graph.keep(cache, key, {"graph.xml": xml, "graph.bin.z": zlib.compress(blank, 1)}, holes)
-    return _with_head(_fill(xml, blank, holes, graph.weights_of(encoder)), encoder)
+    return _with_head(_fill(xml, blank, holes, graph.weights_of(encoder)), encoder, vectors=vectors)
 
 
 def quantise(model: Any, encoder: Encoder, precision: Precision, calibration: Sequence[str]) -> Any:
@@ -206,19 +209,21 @@ def _fill(xml: bytes, blank: bytes, holes: Sequence[graph.Hole], weights: graph.
     return openvino.Core().read_model(model=xml, weights=openvino.Tensor(full))
 
 
-def _with_head(model: Any, encoder: Encoder) -> Any:
-    """Put the head after the pooled embedding, and name the output."""
+def _with_head(model: Any, encoder: Encoder, *, vectors: bool) -> Any:
+    """Put the head after the pooled embedding, and name the outputs."""
     openvino = _extras.load("openvino")
     head = graph.head_of(encoder)
-    result = model.get_results()[0]
-    name = "embedding"
-    if head is not None:
-        ops = openvino.opset13
-        product = ops.matmul(result.input_value(0), ops.constant(head[0]), False, True)  # B, L
-        logits = ops.add(product, ops.constant(head[1][None]))
-        result, name = ops.result(logits), "logits"
-        model = openvino.Model([result], model.get_parameters(), "encoder")
-    model.output(0).get_tensor().set_names({name})
+    pooled = model.get_results()[0]
+    if head is None:
+        model.output(0).get_tensor().set_names({"embedding"})
+        return model
+    ops = openvino.opset13
+    product = ops.matmul(pooled.input_value(0), ops.constant(head[0]), False, True)  # B, L
+    logits = ops.result(ops.add(product, ops.constant(head[1][None])))
+    results = [logits, ops.result(pooled.input_value(0))] if vectors else [logits]
+    model = openvino.Model(results, model.get_parameters(), "encoder")
+    for port, name in zip(model.outputs, ("logits", "embedding"), strict=False):
+        port.get_tensor().set_names({name})
     return model
 
 

@@ -79,8 +79,10 @@ def check_part(encoder: Encoder, part: PartSpec, folder: Path, *, texts: Sequenc
     ids = [_cut(encoder, row) for row in encoder.tokenize(texts)]
     smallest = HALF_FROM if part.engine == "onnx" else 0
     reference = rounded(encoder, smallest=smallest) if precision == "fp16" else encoder
-    expected = _reference(reference, ids)
-    got = _packed(part, folder, ids)
+    expected, pooled = _reference(reference, ids)
+    wide = bool(part.params.get("vectors"))
+    got = _packed(part, folder, ids, wide=wide)
+    vectors, got = got[:, expected.shape[1] :], got[:, : expected.shape[1]]
     _check_shape(expected, got)
     difference = np.abs(got - expected).max(axis=1)
     cosine = _cosine(expected, got)
@@ -88,6 +90,8 @@ def check_part(encoder: Encoder, part: PartSpec, folder: Path, *, texts: Sequenc
         _check_cosine(cosine, precision)
     else:
         _check_difference(difference, expected, texts, precision)
+    if wide:
+        _check_vectors(pooled, vectors, precision)
     same = 1.0 if encoder.head is None else float((got.argmax(1) == expected.argmax(1)).mean())
     seconds = time.perf_counter() - start
     proof = Proof(len(texts), tokenizers, precision, float(difference.max()), same, cosine, round(seconds, 3))
@@ -109,21 +113,26 @@ def _check_tokens(encoder: Encoder, folder: Path, texts: Sequence[str]) -> tuple
     return names
 
 
-def _reference(encoder: Encoder, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    rows: dict[int, NDArray[np.float32]] = {}
+def _reference(encoder: Encoder, ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the model's outputs and its vectors; of a model without a head these are the same."""
+    rows: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     with torch.inference_mode():
         for batch in by_length([len(row) for row in ids], batch_tokens=2048):
-            values = encoder(*pad([ids[i] for i in batch], pad_id=encoder.pad_id)).float().numpy()
-            rows.update(zip(batch, values, strict=True))
-    return np.stack([rows[i] for i in range(len(ids))])
+            pooled = encoder.pool(*pad([ids[i] for i in batch], pad_id=encoder.pad_id))
+            values = pooled if encoder.head is None else encoder.classify(pooled)
+            both = zip(values.float().numpy(), pooled.float().numpy(), strict=True)
+            rows.update(zip(batch, both, strict=True))
+    order = range(len(ids))
+    return np.stack([rows[i][0] for i in order]), np.stack([rows[i][1] for i in order])
 
 
-def _packed(part: PartSpec, folder: Path, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """Run the part, a few inputs one by one and the others in padded batches."""
+def _packed(part: PartSpec, folder: Path, ids: Sequence[Sequence[int]], *, wide: bool) -> NDArray[np.float32]:
+    """Run the part, a few inputs one by one and the others in padded batches; `wide` asks for vectors too."""
     params = part.params if part.engine != "openvino" else {**part.params, "properties": _EXACT}
     runner = load_part(PartSpec(part.name, part.engine, part.folder, params), folder)
-    alone = [runner.infer([row]) for row in ids[:5]]
-    return np.concatenate([*alone, runner.infer(ids[5:])] if len(ids) > 5 else alone)
+    infer = runner.infer_wide if wide else runner.infer
+    alone = [infer([row]) for row in ids[:5]]
+    return np.concatenate([*alone, infer(ids[5:])] if len(ids) > 5 else alone)
 
 
 def _cut(encoder: Encoder, ids: list[int]) -> list[int]:
@@ -137,6 +146,18 @@ def _check_shape(expected: NDArray[np.float32], got: NDArray[np.float32]) -> Non
         raise PackError(f"the packed form gives outputs of shape {got.shape}, the model {expected.shape}")
     if not np.isfinite(got).all():
         raise PackError("the packed form gives outputs that are not finite", hint="pack it at a higher precision")
+
+
+def _check_vectors(expected: NDArray[np.float32], got: NDArray[np.float32], precision: str) -> None:
+    _check_shape(expected, got)
+    least = LOWEST_COSINE if precision.startswith("int8") else 1.0 - TOLERANCE
+    cosine = _cosine(expected, got)
+    if cosine < least:
+        raise PackError(
+            f"the vectors of the {precision} form have a mean cosine of {cosine:.4f} with the model's; "
+            f"{least:g} is the least that is the same model",
+            hint="use another form",
+        )
 
 
 def _check_difference(

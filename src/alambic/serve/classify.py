@@ -188,6 +188,8 @@ def _entries(classify: Classify, job: Job[Prediction], *, multi_label: bool) -> 
                 entry["because"] = outcome.because
             if outcome.label_set is not None:
                 entry["label_set"] = list(outcome.label_set)
+            if outcome.answered_by is not None:
+                entry["answered_by"] = outcome.answered_by
             entries.append(entry)
         else:
             errors.append(from_engine(outcome, param=classify.param(index)))

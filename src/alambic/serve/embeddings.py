@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: the vectors of texts, from bundles whose encoder stands apart from its head."""
+"""`POST /v1/embeddings`: the vectors of texts, from bundles in which an encoder answers."""
 
 from __future__ import annotations
 

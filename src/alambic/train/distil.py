@@ -1,11 +1,11 @@
 """Distil a fine-tuned encoder into a smaller one: it follows what the teacher answers, on any text.
 
-The loss of a text has up to four parts: the divergence from the teacher's label shares at a temperature (Hinton et al.
+The loss of a text has up to five parts: the divergence from the teacher's label shares at a temperature (Hinton et al.
 2015, https://arxiv.org/abs/1503.02531); the cross-entropy with its label, where it has one; the distance of its vector
 from the teacher's, where both are as wide (TinyBERT's hidden states, Jiao et al. 2020,
-https://arxiv.org/abs/1909.10351, at the one place that the head looks at); and how the tokens relate to each other in
-the last layer (`relations`), where both read the same tokens. The teacher's answers are computed before
-(`teacher_answers`), but for the relations, which would be too large to keep.
+https://arxiv.org/abs/1909.10351, at the one place that the head looks at); and where both read the same tokens, how the
+tokens relate to each other in the last layer (`relations`) and what each layer makes of each token (`states`). The
+teacher's answers are computed before (`teacher_answers`), but for the last two, which would be too large to keep.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,16 +24,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alambic.data.dataset import Dataset
-from alambic.errors import TrainError, nearest
+from alambic.errors import TrainError
 from alambic.events import Finished, Started, Work
 from alambic.model.encoder import Encoder, pad
 from alambic.model.student import read_alike
 from alambic.train.batches import Row, batch_at, epoch_order, rows_of
 from alambic.train.loop import Loop, Plan, Point
 from alambic.train.precision import autocast, threads
+from alambic.train.recipes import read_recipe
 from alambic.train.relations import Relations, heads_of, relation_loss
 from alambic.train.schedule import freeze, groups, set_dropout
 from alambic.train.scoring import score
+from alambic.train.states import States, check_widths, state_loss
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class DistilParams:
         hard: weight of the cross-entropy with the given labels.
         hidden: weight of the distance between the vectors; says nothing where widths differ.
         relations: weight of the relations between tokens; 0 leaves them out.
+        states: weight of the distance between the states of mapped layers; 0 leaves them out.
         embeddings: ``frozen`` leaves the word table as it is.
         metric: dev score: ``accuracy``, ``macro_f1``, ``micro_f1`` or ``subset_accuracy``.
         long: ``windows``, ``head``, ``head_tail`` or ``error``, as in the task.
@@ -76,6 +79,7 @@ class DistilParams:
     hard: float = 0.2
     hidden: float = 1.0
     relations: float = 0.0
+    states: float = 0.0
     embeddings: Literal["frozen", "trained"] = "frozen"
     metric: str = "accuracy"
     long: str = "windows"
@@ -91,18 +95,10 @@ class DistilParams:
         Raises:
             TrainError: an unknown key, or a value that cannot be.
         """
-        names = {f.name for f in fields(cls)}
-        defaults = cls()
-        for key, value in recipe.items():
-            if key not in names:
-                raise TrainError(f"recipe of distil: unknown key {key!r}", hint=nearest(key, names))
-            if isinstance(getattr(defaults, key), str) != isinstance(value, str) or isinstance(value, bool):
-                raise TrainError(f"recipe of distil: {key} = {value!r}; it is like {getattr(defaults, key)!r}")
-        params = cls(**{**known, **recipe})
-        if params.softness <= 0 or min(params.hard, params.hidden, params.relations) < 0:
-            raise TrainError("recipe of distil: softness is above 0, and no weight (hard, hidden, relations) below 0")
-        if params.embeddings not in ("frozen", "trained"):
-            raise TrainError(f"recipe of distil: embeddings = {params.embeddings!r}; allowed are frozen, trained")
+        params = read_recipe(cls, recipe, known, of="distil")
+        if params.softness <= 0 or min(params.hard, params.hidden, params.relations, params.states) < 0:
+            weights = "hard, hidden, relations, states"
+            raise TrainError(f"recipe of distil: softness is above 0, and no weight ({weights}) below 0")
         return params
 
 
@@ -194,9 +190,13 @@ class _Run:
         self.logits = torch.from_numpy(np.asarray(lesson.logits, dtype=np.float32))
         self.truths = truths_of(lesson.rows)
         self.vectors = self._vectors()
-        self.teacher = teacher if params.relations > 0 else None
+        self.teacher = teacher if params.relations > 0 or params.states > 0 else None
+        self.relations: tuple[Relations, Relations] | None = None
+        self.states: tuple[States, States] | None = None
         if params.relations > 0:
-            self._watch(teacher)
+            self._watch(teacher, "relations")
+        if params.states > 0:
+            self._watch(teacher, "states")
 
     def run(self) -> Work[DistilResult]:
         begun = time.monotonic()
@@ -272,7 +272,11 @@ class _Run:
             return loss
         with torch.no_grad(), autocast():
             self.teacher.pool(ids, mask)
-        return loss + params.relations * relation_loss(self.own, self.theirs, mask, heads=self.heads)
+        if self.relations is not None:
+            loss = loss + params.relations * relation_loss(*self.relations, mask, heads=self.heads)
+        if self.states is not None:
+            loss = loss + params.states * state_loss(*self.states, mask)
+        return loss
 
     def _vectors(self) -> Tensor | None:
         vectors = self.lesson.vectors
@@ -280,22 +284,24 @@ class _Run:
             return None
         return torch.from_numpy(np.asarray(vectors, dtype=np.float32))
 
-    def _watch(self, teacher: Encoder | None) -> None:
+    def _watch(self, teacher: Encoder | None, what: Literal["relations", "states"]) -> None:
+        leave = f"{what} = 0 in the recipe leaves them out"
         if teacher is None:
-            raise TrainError("relations: they are those of one fine-tuned teacher, and there is none",
-                             hint="relations = 0 in the recipe leaves them out")  # fmt: skip
+            raise TrainError(f"{what}: they are those of one fine-tuned teacher, and there is none", hint=leave)
         if not read_alike(self.student, teacher, self.lesson.rows.texts[:200]):
             raise TrainError(
-                "relations: student and teacher read other tokens, so nothing can be compared token by token",
-                hint="relations = 0 in the recipe leaves them out",
+                f"{what}: student and teacher read other tokens, so nothing can be compared token by token", hint=leave
             )
-        self.own, self.theirs = Relations(self.student), Relations(teacher.eval())
-        self.heads = heads_of(self.own, self.theirs, int(teacher.backbone.config.num_attention_heads))
+        if what == "states":
+            check_widths(self.student, teacher)
+            self.states = States(self.student), States(teacher.eval())
+            return
+        self.relations = Relations(self.student), Relations(teacher.eval())
+        self.heads = heads_of(*self.relations, int(teacher.backbone.config.num_attention_heads))
 
     def _unwatch(self) -> None:
-        if self.teacher is not None:
-            self.own.close()
-            self.theirs.close()
+        for watched in (*(self.relations or ()), *(self.states or ())):
+            watched.close()
 
     def _key(self) -> str:
         what = {

@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from alambic.data.dataset import Dataset
-from alambic.errors import TrainError, nearest
+from alambic.errors import TrainError
 from alambic.events import Finished, Note, Started, Work
 from alambic.model.bases import Base
 from alambic.model.encoder import Encoder
@@ -25,6 +25,7 @@ from alambic.train.contrastive import supcon, with_label_names
 from alambic.train.head_start import fit_head, objective
 from alambic.train.loop import Loop, Plan, Point
 from alambic.train.precision import autocast, threads
+from alambic.train.recipes import read_recipe
 from alambic.train.schedule import freeze, groups, set_dropout
 from alambic.train.scoring import pooled as pooled_rows
 from alambic.train.scoring import score
@@ -103,15 +104,7 @@ class FinetuneParams:
         Raises:
             TrainError: an unknown key, or a value of the wrong type.
         """
-        names = {f.name for f in fields(cls)}
-        defaults = cls()
-        for key, value in recipe.items():
-            if key not in names:
-                raise TrainError(f"recipe of finetune: unknown key {key!r}", hint=nearest(key, names))
-            default = getattr(defaults, key)
-            if isinstance(default, str) != isinstance(value, str) or isinstance(value, bool):
-                raise TrainError(f"recipe of finetune: {key} = {value!r}; it is like {default!r} by default")
-        return cls(**{**known, **recipe})
+        return read_recipe(cls, recipe, known, of="finetune")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from alambic.model.encoder import Encoder
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
-Shape = Literal["linear", "cosine", "wsd"]
+Shape = Literal["cosine", "wsd", "linear"]
 _DECAY_SHARE = 0.2  # of a warm-up/stable/decay schedule
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from alambic.errors import TrainError, nearest
+from alambic.errors import TrainError
 from alambic.events import Event, Finished, Note, Progress, Started, Work
 from alambic.kinds.chat import Chat
 from alambic.model.adapter import model_digest
@@ -22,6 +22,7 @@ from alambic.train.distributed import sum_gradients, total, world
 from alambic.train.loop import Loop, Plan, Point, changed
 from alambic.train.packing import parts
 from alambic.train.precision import threads
+from alambic.train.recipes import read_recipe
 from alambic.train.schedule import Shape
 from alambic.train.sft_model import Setting, is_new, needs_checkpointing, open_learner, write_result
 from alambic.train.sft_rates import default_epochs, default_rate, default_rows_a_step
@@ -96,15 +97,7 @@ class SftParams:
         Raises:
             TrainError: an unknown key, or a value of the wrong type or out of range.
         """
-        names = {f.name for f in fields(cls)}
-        defaults = cls()
-        for key, value in recipe.items():
-            if key not in names:
-                raise TrainError(f"recipe of finetune: unknown key {key!r}", hint=nearest(key, names))
-            default = getattr(defaults, key)
-            if isinstance(default, str) != isinstance(value, str) or isinstance(value, bool):
-                raise TrainError(f"recipe of finetune: {key} = {value!r}; it is like {default!r} by default")
-        return cls(**{**known, **recipe}).checked()
+        return read_recipe(cls, recipe, known, of="finetune").checked()
 
     def checked(self) -> SftParams:
         """Return itself once every value is possible.

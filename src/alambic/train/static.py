@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alambic.data.dataset import Dataset
-from alambic.errors import PackError, TrainError, nearest
+from alambic.errors import PackError, TrainError
 from alambic.events import Started, Work
 from alambic.manifest import PartSpec
 from alambic.model.encoder import Encoder, by_length, pad
@@ -28,6 +28,7 @@ from alambic.train.batches import Row, batch_at, epoch_order, rows_of
 from alambic.train.distil import DistilResult, Lesson, hard_loss, soft_loss, truths_of
 from alambic.train.loop import Loop, Plan
 from alambic.train.precision import autocast, threads
+from alambic.train.recipes import read_recipe
 from alambic.train.scoring import score_shares
 
 _TOKENS = 512  # tokens given to the teacher at once
@@ -81,13 +82,7 @@ class StaticParams:
         Raises:
             TrainError: an unknown key, or a value that cannot be.
         """
-        names = {f.name for f in fields(cls)}
-        for key, value in recipe.items():
-            if key not in names:
-                raise TrainError(f"recipe of distil-static: unknown key {key!r}", hint=nearest(key, names))
-            if isinstance(value, bool | str) and key not in ("metric", "long"):
-                raise TrainError(f"recipe of distil-static: {key} = {value!r}; it is a number")
-        params = cls(**{**known, **recipe})
+        params = read_recipe(cls, recipe, known, of="distil-static")
         if min(params.width, params.hidden) < 1 or params.softness <= 0 or params.hard < 0:
             raise TrainError("recipe of distil-static: width, hidden and softness are above 0, hard is not below 0")
         return params

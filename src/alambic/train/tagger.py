@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from alambic.engines.tag_fields import Fields, Located, locate
 from alambic.engines.tagging import Reading, Span, Window, decode, line_mark, log_softmax, read, tags_of, windows
-from alambic.errors import TrainError, nearest
+from alambic.errors import TrainError
 from alambic.events import Finished, Note, Started, Work
 from alambic.measure.text_structured import micro_f1, span_rows
 from alambic.model.bases import Base
@@ -32,6 +32,7 @@ from alambic.model.tagger import Tagger, load_states
 from alambic.train.batches import batch_at
 from alambic.train.loop import Loop, Plan, Point
 from alambic.train.precision import autocast, threads
+from alambic.train.recipes import read_recipe
 from alambic.train.schedule import freeze, groups
 
 _IGNORED = -100
@@ -109,15 +110,7 @@ class TaggerParams:
         Raises:
             TrainError: an unknown key, or a value of the wrong type.
         """
-        names, defaults = {f.name for f in fields(cls)}, cls()
-        for key, value in recipe.items():
-            if key not in names:
-                raise TrainError(f"recipe of tagger: unknown key {key!r}", hint=nearest(key, names))
-            if isinstance(getattr(defaults, key), str) != isinstance(value, str) or isinstance(value, bool):
-                raise TrainError(
-                    f"recipe of tagger: {key} = {value!r}; it is like {getattr(defaults, key)!r} by default"
-                )
-        return cls(**{**known, **recipe})
+        return read_recipe(cls, recipe, known, of="tagger")
 
 
 @dataclass(frozen=True)
