@@ -11,127 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
 import alambic
 from alambic import _extras
 from alambic.bundle import Bundle, Golden, Manifest, PartSpec, open_bundle, seal
 from alambic.engines import ClassifyEngine, open_engine, open_part
-from alambic.engines.examples import standing, write_index
 from alambic.engines.golden import check_golden
 from alambic.errors import EngineError, InputTooLong
-from alambic.kinds.decision import Decision
-
-LABELS = ("bill", "fault", "other")
-WORDS = ["bill", "fault", "pump", "please", "my", "the", "is", "broken", "invoice", "wrong", "thanks", "leak"]
-PAD, UNK, CLS, SEP = 0, 1, 2, 3
-VOCABULARY = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP} | {w: i + 4 for i, w in enumerate(WORDS)}
-RNG = np.random.default_rng(5)
-TABLE = RNG.normal(size=(len(VOCABULARY), 8)).astype(np.float32)
-WEIGHT = RNG.normal(size=(8, len(LABELS))).astype(np.float32)
-PARAMS = {"output": "logits", "prefix_ids": [CLS], "suffix_ids": [SEP], "pad_id": PAD, "max_tokens": 8}
-TEXTS = ["my pump is broken", "the invoice is wrong", "", "thanks", "unknown words here", "BILL  please", "fault " * 30]
-Engines = ("openvino", "onnx")
-
-
-def reference_ids(text: str) -> list[int]:
-    return [CLS, *(VOCABULARY.get(word, UNK) for word in text.lower().split()), SEP]
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def reference(text: str, *, room: int = 6) -> np.ndarray:
-    """The slow way: equal windows, mean of their probabilities weighted by length."""
-    body = reference_ids(text)[1:-1]
-    n = max(1, -(-len(body) // room))
-    windows = [[CLS, *body[len(body) * i // n : len(body) * (i + 1) // n], SEP] for i in range(n)]
-    rows = np.stack([softmax(TABLE[window].mean(0) @ WEIGHT) for window in windows])
-    return np.average(rows, axis=0, weights=[len(w) for w in windows])
-
-
-def write_tokenizer(folder: Path) -> None:
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
-    )
-    # What some bases bake in; the engine must clear both.
-    tokenizer.enable_truncation(5)
-    tokenizer.enable_padding(length=5)
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def write_openvino(folder: Path, *, head: bool, vectors: bool = False) -> None:
-    ov = _extras.load("openvino")
-    op = _extras.load("openvino.opset13")
-    ids = op.parameter([-1, -1], np.int64, name="input_ids")
-    mask = op.parameter([-1, -1], np.int64, name="attention_mask")
-    for node, name in ((ids, "input_ids"), (mask, "attention_mask")):
-        node.output(0).get_tensor().set_names({name})
-    rows = op.gather(op.constant(TABLE), ids, op.constant(0))
-    share = op.unsqueeze(op.convert(mask, "f32"), op.constant(2))
-    total = op.reduce_sum(op.multiply(rows, share), op.constant(1))
-    out = op.divide(total, op.reduce_sum(share, op.constant(1)))
-    outs = [op.matmul(out, op.constant(WEIGHT), False, False)] if head else []
-    outs += [out] if vectors or not head else []
-    ov.save_model(ov.Model(outs, [ids, mask], "tiny"), str(folder / "model.xml"), compress_to_fp16=False)
-
-
-def write_onnx(folder: Path, *, head: bool, vectors: bool = False) -> None:
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
-        helper.make_node("Cast", ["attention_mask"], ["maskf"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["maskf", "two"], ["share"]),
-        helper.make_node("Mul", ["rows", "share"], ["kept"]),
-        helper.make_node("ReduceSum", ["kept", "one"], ["total"], keepdims=0),
-        helper.make_node("ReduceSum", ["share", "one"], ["count"], keepdims=0),
-        helper.make_node("Div", ["total", "count"], ["mean"]),
-    ]
-    if head:
-        nodes.append(helper.make_node("MatMul", ["mean", "weight"], ["logits"]))
-    names = [*(["logits"] if head else []), *(["mean"] if vectors or not head else [])]
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info(n, TensorProto.INT64, ["B", "T"]) for n in ("input_ids", "attention_mask")],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", f"of {name}"]) for name in names],
-        [
-            numpy_helper.from_array(TABLE, "table"),
-            numpy_helper.from_array(WEIGHT, "weight"),
-            numpy_helper.from_array(np.array([2]), "two"),
-            numpy_helper.from_array(np.array([1]), "one"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, str(folder / "model.onnx"))
-
-
-def make(
-    root: Path,
-    engine: str,
-    *,
-    head: bool = True,
-    vectors: bool = False,
-    parts: tuple[PartSpec, ...] = (),
-    **manifest: Any,
-) -> Bundle:
-    """Seal a bundle with the tiny model; `parts` come after it, their folders written by the caller."""
-    folder = root / "encoder"
-    folder.mkdir(parents=True)
-    write_tokenizer(folder)
-    (write_openvino if engine == "openvino" else write_onnx)(folder, head=head, vectors=vectors)
-    params = PARAMS | {"output": "logits" if head else "embedding"} | ({"vectors": True} if vectors else {})
-    first = PartSpec("encoder", engine, "encoder", params)
-    values = {"alambic": "0.1.0", "name": "tiny", "created": "2026-01-01T00:00:00Z", "labels": LABELS}
-    all_parts = (first, *parts)
-    return seal(root, Manifest(**(values | {"entry": all_parts[-1].name, "parts": all_parts} | manifest)))
+from classify_parts import (
+    CLS,
+    LABELS,
+    PARAMS,
+    RNG,
+    SEP,
+    TABLE,
+    TEXTS,
+    VOCABULARY,
+    WEIGHT,
+    WORDS,
+    Engines,
+    make,
+    reference,
+    reference_ids,
+    softmax,
+)
 
 
 @pytest.fixture(params=Engines)
@@ -288,99 +193,6 @@ def test_linear_head_follows_the_encoder(tmp_path: Path, name: str) -> None:
         np.testing.assert_allclose(engine.probabilities(["my pump"])[0], expected, atol=1e-4)
         assert engine.embed(["my pump", ""]).shape == (2, 8)
         assert "embed" in engine.capabilities
-
-
-ROWS = [("bill please", "bill"), ("my pump is broken", "fault"), ("wrong invoice", "bill"), ("thanks", "other")]
-
-
-def indexed(root: Path, engine: str, **manifest: Any) -> Bundle:
-    """A bundle that gives scores and vectors, with an index of ROWS by vectors."""
-    rows = [{"labels": [label], "where": f"rows.csv:{i}", "digest": f"{i}"} for i, (_, label) in enumerate(ROWS)]
-    texts = [text for text, _ in ROWS]
-    params = write_index(root / "examples", rows, texts, np.stack([vector_of(text) for text in texts]))
-    index = PartSpec("examples", "examples", "examples", params)
-    return make(root, engine, vectors=True, parts=(index,), entry="encoder", **manifest)
-
-
-def vector_of(text: str) -> np.ndarray:
-    return TABLE[reference_ids(text)].mean(0)
-
-
-def cosine(first: np.ndarray, second: np.ndarray) -> float:
-    return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
-
-
-@pytest.mark.parametrize("name", Engines)
-def test_model_that_ends_in_scores_gives_its_vectors_too(tmp_path: Path, name: str) -> None:
-    with open_engine(indexed(tmp_path / "b", name)) as engine:
-        assert engine.capabilities >= {"embed", "reasons"}
-        np.testing.assert_allclose(engine.embed(TEXTS[:4]), [vector_of(t) for t in TEXTS[:4]], atol=1e-5)
-        np.testing.assert_allclose(engine.probabilities(TEXTS), [reference(t) for t in TEXTS], atol=1e-5)
-        (near,) = engine.reasons(["the pump is broken"], n=1)[0]
-        assert near.where == "rows.csv:1"
-        assert near.similarity == pytest.approx(
-            cosine(vector_of("the pump is broken"), vector_of(ROWS[1][0])), abs=0.02
-        )
-        with pytest.raises(EngineError, match="takes no embeddings"):
-            engine.probabilities_of(engine.embed(["pump"]))
-
-
-@pytest.mark.parametrize("name", Engines)
-@pytest.mark.parametrize("label", [None, "other"])
-def test_nearest_row_tells_how_surely_a_text_belongs_to_the_task(tmp_path: Path, name: str, label: str | None) -> None:
-    with open_engine(indexed(tmp_path / "b", name)) as engine:
-        probabilities, scores = engine.scored(TEXTS, label=label)
-    assert list(scores) == ["confidence", "max_logit", "energy", "nearest"]
-    np.testing.assert_allclose(probabilities, [reference(t) for t in TEXTS], atol=1e-5)
-    inside = [vector_of(text) for text, of in ROWS if of != label]
-    expected = [max(cosine(vector_of(text), row) for row in inside) for text in TEXTS[:6]]
-    np.testing.assert_allclose(scores["nearest"][:6], expected, atol=0.02)  # rows are kept in 8 bits
-
-
-@pytest.mark.parametrize("name", Engines)
-def test_bundle_abstains_by_the_nearest_row_when_its_decision_says_so(tmp_path: Path, name: str) -> None:
-    decision = Decision(scope="nearest", scope_threshold=0.99)
-    with open_engine(indexed(tmp_path / "b", name, decision=decision)) as engine:
-        said = engine.predict([*(text for text, _ in ROWS), "the leak"])
-    assert [one.because for one in said] == [None, None, None, None, "out_of_scope"]
-
-
-def test_decision_by_the_nearest_row_is_refused_when_there_is_no_index_of_vectors(tmp_path: Path) -> None:
-    bundle = make(tmp_path / "b", "onnx", vectors=True, decision=Decision(scope="nearest", scope_threshold=0.5))
-    with pytest.raises(EngineError, match="looks at 'nearest', and the bundle gives confidence, max_logit, energy"):
-        open_engine(bundle)
-
-
-@pytest.mark.parametrize("name", Engines)
-def test_part_is_refused_when_it_lacks_the_vectors_that_it_promises(tmp_path: Path, name: str) -> None:
-    first = make(tmp_path / "b", name).manifest.parts[0]
-    spec = PartSpec(first.name, name, first.folder, {**first.params, "vectors": True})
-    with pytest.raises(EngineError, match=r"has .*1 output\(s\); expected .*(2 output|scores and vectors)"):
-        open_part(spec, tmp_path / "b" / "encoder")
-
-
-def test_few_rows_of_every_label_stand_for_all_when_there_are_many() -> None:
-    rows = [{"labels": [label]} for label in "aaaaaaaabbc"]
-    assert standing(rows, None, 6) == [0, 1, 2, 8, 9, 10]
-    assert standing(rows, "a", 6) == [8, 9, 10]
-    assert standing(rows, None, 99) == list(range(11))
-
-
-def test_knn_head_weighs_votes_by_similarity(tmp_path: Path) -> None:
-    folder = tmp_path / "b" / "classifier"
-    folder.mkdir(parents=True)
-    vectors = TABLE[4:9] / np.linalg.norm(TABLE[4:9], axis=1, keepdims=True)
-    np.save(folder / "vectors.npy", vectors.astype(np.float16))
-    np.save(folder / "labels.npy", np.array([0, 1, 1, 2, 0]))
-    head = PartSpec("classifier", "knn-head", "classifier", {"k": 3, "temperature": 0.1, "labels": 3}, "encoder")
-    with open_engine(make(tmp_path / "b", "onnx", head=False, parts=(head,))) as engine:
-        vector = TABLE[reference_ids("fault")].mean(0)
-        near = vectors.astype(np.float16) @ vector / np.linalg.norm(vector)
-        best = np.argsort(-near)[:3]
-        weights = np.exp(near[best] / 0.1)
-        expected = np.zeros(3)
-        np.add.at(expected, np.array([0, 1, 1, 2, 0])[best], weights / weights.sum())
-        np.testing.assert_allclose(engine.probabilities(["fault"])[0], expected, atol=2e-3)
 
 
 def test_open_part_runs_a_part_outside_a_bundle(tmp_path: Path) -> None:
