@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alambic.build.writing.context import ENGINE_LIBRARIES, FittedWriter, WritingContext
 from alambic.build.writing.faster import Effort, Heard, compare_ways, fastest, told
 from alambic.engines.arithmetic import PROPERTY, has_bf16
@@ -33,7 +35,7 @@ ENGINE, PRECISIONS = "openvino-genai", ("int8", "int4")
 # The share is much the same from answer to answer, so few are enough where they take long.
 EFFORT = Effort(repeats=40, seconds=7.5, least=10, warmup=2)
 _WORTH_MS = 20.0  # of an answer; below, what could be gained is a few milliseconds
-_TRIAL_ANSWERS = 4
+_TRIAL_ANSWERS, _PLENTY = 4, 10.0  # one that takes so many times what is worth it need not be tried again
 _MEMORY_SHARE = 0.6  # of the machine's, that the weights of two models open at once may take
 
 
@@ -131,19 +133,16 @@ def measure_arithmetic(
 
 
 def _answer_ms(writer: Writer, requests: Sequence[GenerationRequest]) -> float:
-    """Return the milliseconds of the first answer after a warm-up that is worth a comparison, else of the longest."""
-    longest = 0.0
-    for i, request in enumerate(requests):
+    """Return the median milliseconds of an answer, the first left out; a long one says enough by itself."""
+    times: list[float] = []
+    for request in requests:
         start = time.perf_counter()
         for _ in writer.stream(request):
             pass
-        took = 1000.0 * (time.perf_counter() - start)
-        if i == 0 and len(requests) > 1:
-            continue
-        longest = max(longest, took)
-        if longest >= _WORTH_MS:
+        times.append(1000.0 * (time.perf_counter() - start))
+        if len(times) > 1 and times[-1] > _PLENTY * _WORTH_MS:
             break
-    return longest
+    return float(np.median(times[1:] or times))
 
 
 def _requests(ctx: WritingContext, sampling: Sampling) -> list[GenerationRequest]:
