@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alambic import _extras
+from alambic.engines.arithmetic import computed
 from alambic.engines.parts import Array, TokenParams, check_keys, infer_windows
 from alambic.engines.tokens import choose_tokenizer, fast_tokenizer, graph_tokenizer
 from alambic.errors import EngineError
@@ -37,6 +38,7 @@ class OpenVinoPart:
         check_keys(self.params.properties, _ALLOWED, folder)
         self._ov = _extras.load("openvino")
         self._core = self._ov.Core()
+        self._folder = folder
         self._config = self._config_of(threads, cache_dir)
         tokenizer = choose_tokenizer(folder, self.params.tokenizer)
         if tokenizer.suffix == ".json":
@@ -97,7 +99,8 @@ class OpenVinoPart:
             return np.concatenate(rows, axis=1, dtype=np.float32)
 
     def _config_of(self, threads: int | None, cache_dir: Path | None) -> dict[str, str | int | bool]:
-        config: dict[str, str | int | bool] = {"PERFORMANCE_HINT": "LATENCY", **DEFAULTS, **self.params.properties}
+        stated = computed({**DEFAULTS, **self.params.properties}, self._folder)
+        config: dict[str, str | int | bool] = {"PERFORMANCE_HINT": "LATENCY", **stated}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         if cache_dir is not None:
