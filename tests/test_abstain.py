@@ -8,7 +8,8 @@ import pytest
 
 import alambic as package
 from alambic.build import build
-from alambic.build.keeping import keep
+from alambic.build.deciding import _fit_scope
+from alambic.build.keeping import Kept, keep
 from alambic.build.prepare import read_rows
 from alambic.bundle import open_bundle, seal
 from alambic.errors import BundleError, DataError, EngineError, TaskError
@@ -215,6 +216,23 @@ def test_scope_is_set_from_the_tasks_own_texts_when_no_others_are_given(tmp_path
     with package.open(result.bundle) as engine:
         own, other = engine.predict(["refund invoice bank charged", "a lovely horse swims in the bay"])
     assert (own.because, other.because) == (None, "out_of_scope")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "used"),
+    [(("confidence", "max_logit", "energy", "nearest"), "nearest"), (("confidence", "max_logit", "energy"), "energy"),
+     (("confidence",), "confidence")],
+)  # fmt: skip
+def test_nearest_row_goes_before_the_energy_when_no_text_out_of_scope_is_given(tmp_path, scopes, used):
+    class Engine:
+        def scored(self, texts, label=None):
+            return np.zeros((len(texts), 3)), {name: np.linspace(0.0, 1.0, len(texts)) for name in scopes}
+
+    engine = Engine()
+    engine.scopes = scopes
+    rows = read_rows(load_task(write_task(tmp_path)), lock=None).splits.train
+    scope, least, facts = _fit_scope(engine, Kept(rows, rows), 0.9)
+    assert (scope, facts["n"], facts["n_outside"]) == (used, len(rows), 0) and 0.0 < least < 0.2
 
 
 def test_decide_tells_unsure_from_out_of_scope():

@@ -28,7 +28,8 @@ from alambic.task import Task
 from alambic.workspace import Stage, StageSpec
 
 _THRESHOLDS = np.arange(0.1, 0.91, 0.05)
-_DEFAULT_SCOPES: tuple[Scope, ...] = ("energy", "confidence")  # where no text out of scope is given: the lab notes
+# Where no text out of scope is given: docs/lab-notes.md.
+_DEFAULT_SCOPES: tuple[Scope, ...] = ("nearest", "energy", "confidence")
 
 Scores = dict[Scope, NDArray[np.float64]]
 
