@@ -15,7 +15,6 @@ from typing import Any
 
 from alambic import _extras
 from alambic.engines import genai_options as options
-from alambic.engines.arithmetic import computed
 from alambic.engines.genai_answer import Answer
 from alambic.engines.genai_core import BLOCK_TOKENS, Core, CoreSpec
 from alambic.engines.genai_loop import Loop
@@ -75,21 +74,17 @@ class GenAIWriter(LoopWriter):
                 f"most_running {most_running}, prompt_step {prompt_step}, draft_tokens {draft_tokens}: "
                 f"they are at least 1, {BLOCK_TOKENS} and 1"
             )
-        super().__init__(folder, params)
+        super().__init__(folder, params, threads=threads)
         if draft is not None:
             check_draft(folder, draft)
-        properties = computed({**options.DEFAULTS, **self.params.properties}, folder)
-        per_token = options.tokens_bytes(folder, properties)
+        per_token = options.tokens_bytes(folder, self._properties)
         blocks = options.cache_blocks(per_token, context_tokens=self.context_tokens, cache_mb=cache_mb)
-        self._properties = properties
-        self._threads = threads
-        extra: dict[str, str | int | bool] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-        extra |= {} if cache_dir is None else {"CACHE_DIR": str(cache_dir), "CACHE_MODE": "OPTIMIZE_SIZE"}
         several = {adapter, *other_adapters}
         self._adapter = None if adapter is None else str(adapter)
         self._spec = CoreSpec(
-            str(folder), {**properties, **extra}, blocks, prompt_step, most_running, prefix_cache and len(several) == 1,
-            None if draft is None else str(draft), tuple(sorted(str(file) for file in several if file is not None)),
+            str(folder), self._engine_settings(cache_dir), blocks, prompt_step, most_running,
+            prefix_cache and len(several) == 1, None if draft is None else str(draft),
+            tuple(sorted(str(file) for file in several if file is not None)),
         )  # fmt: skip
         self._cache_mb = blocks * BLOCK_TOKENS * per_token / 1e6
         self._draft_tokens = draft_tokens

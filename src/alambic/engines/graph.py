@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from alambic import _extras
-from alambic.engines.arithmetic import computed
 from alambic.engines.genai_answer import Answer
 from alambic.engines.genai_loop import Loop
-from alambic.engines.genai_options import DEFAULTS, TOKENIZER
+from alambic.engines.genai_options import TOKENIZER
 from alambic.engines.graph_core import GraphCore, Graphs, GraphSpec, log_probability
 from alambic.engines.loop_writer import FINISH_S, LoopWriter, check_sampling
 from alambic.errors import EngineError, InputTooLong
@@ -54,12 +53,9 @@ class GraphWriter(LoopWriter):
         start, first = params.get("start_id"), params.get("first_id")
         if self._paired and not isinstance(start, int):
             raise EngineError(f"{folder}: start_id is {start!r}, not a token id")
-        super().__init__(folder, {k: v for k, v in params.items() if k not in _OWN}, converses=not self._paired)
-        self._threads = threads
-        self._properties = computed({**DEFAULTS, **self.params.properties}, folder)
-        extra: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-        extra |= {} if cache_dir is None else {"CACHE_DIR": str(cache_dir), "CACHE_MODE": "OPTIMIZE_SIZE"}
-        spec = GraphSpec(folder, {**self._properties, **extra}, start if self._paired else None, first)
+        own = {k: v for k, v in params.items() if k not in _OWN}
+        super().__init__(folder, own, threads=threads, converses=not self._paired)
+        spec = GraphSpec(folder, self._engine_settings(cache_dir), start if self._paired else None, first)
         self._graphs = Graphs(spec)
         self._loop = Loop(lambda: GraphCore(self._graphs), most_running=most_running)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from alambic.engines.arithmetic import computed
 from alambic.engines.genai_answer import Answer, Pieces, Voice
-from alambic.engines.genai_options import TEMPLATE, TOKENIZER, GenAIParams
+from alambic.engines.genai_options import DEFAULTS, TEMPLATE, TOKENIZER, GenAIParams
 from alambic.engines.tokens import read_tokenizer
 from alambic.engines.toolcalls import parse, style_of
 from alambic.errors import EngineError
@@ -23,12 +24,13 @@ FINISH_S = 30.0  # that what runs has to finish when a writer is closed
 class LoopWriter(ABC):
     """A writer over a folder with tokenizer.json and, for conversations, chat_template.jinja."""
 
-    def __init__(self, folder: Path, params: Mapping[str, Any], *, converses: bool = True) -> None:
-        """Read the tokenizer and the template.
+    def __init__(self, folder: Path, params: Mapping[str, Any], *, threads: int | None, converses: bool = True) -> None:
+        """Read the tokenizer and the template, and settle what the engine computes in.
 
         Args:
             folder: of the part.
             params: see `GenAIParams`.
+            threads: of the engine; None lets it choose.
             converses: the model reads conversations by its template, where it has one.
 
         Raises:
@@ -41,6 +43,8 @@ class LoopWriter(ABC):
         self._template = self._read_template() if converses else None
         self._style = None if self._template is None else style_of(self._template)
         self._voice = Voice(self._tokenizer, self._silent_ids(), frozenset(self.params.end_ids))
+        self._threads = threads
+        self._properties = computed({**DEFAULTS, **self.params.properties}, folder)
 
     def stream(self, request: GenerationRequest) -> Pieces:
         """Write one answer piece by piece; `close` of the iterator cancels the work, `cancel` does from any thread.
@@ -98,6 +102,15 @@ class LoopWriter(ABC):
     @abstractmethod
     def _answer(self, request: GenerationRequest) -> Answer:
         """Check a request and make the answer that will be written to it."""
+
+    def _engine_settings(self, cache_dir: Path | None) -> dict[str, str | int | bool]:
+        """Return what the model is compiled with: its properties, the threads, and where compiled models are kept."""
+        settings = dict(self._properties)
+        if self._threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = self._threads
+        if cache_dir is not None:
+            settings |= {"CACHE_DIR": str(cache_dir), "CACHE_MODE": "OPTIMIZE_SIZE"}
+        return settings
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
