@@ -109,6 +109,8 @@ def _fit(name: str, form: str, folder: Path, at: Path) -> dict[str, Any]:
     train, choose, kept, test = parts_of(name)
     bundle = folder / f"{name}-{form}.bundle"
     facts = _linear(train, bundle) if form == "tfidf-svm" else _encoder(name, train, choose, bundle, folder)
+    if form == "finetune":
+        _index(bundle, train)
     from alambic.engines import open_engine
 
     arrays: dict[str, Any] = {"labels": np.array(train.labels)}
@@ -150,6 +152,21 @@ def _encoder(name: str, train: Any, choose: Any, bundle: Path, folder: Path) -> 
     packing = int8.pack_form(int8.REFERENCE, model, scratch, calibration=train.texts, cache=folder / "graphs")
     seal_part(drain(packing), scratch, bundle, train.labels)
     return {"steps": result.steps, "seconds": result.seconds, "best_dev": result.best_dev}
+
+
+def _index(bundle: Path, train: Any) -> None:
+    """Add the index of training rows, as a build does for a task with texts out of scope: how near they are may tell."""
+    from alambic.bundle import open_bundle, seal
+    from alambic.engines import open_engine
+    from alambic.engines.examples import NAME, write_index
+    from alambic.manifest import PartSpec
+
+    with open_engine(bundle, threads=1) as engine:
+        vectors = engine.embed(train.texts)
+    rows = [{"labels": e.labels, "where": e.where, "digest": e.digest} for e in train]
+    params = write_index(bundle / NAME, rows, train.texts, vectors)
+    manifest = open_bundle(bundle).manifest
+    seal(bundle, manifest.model_copy(update={"parts": (*manifest.parts, PartSpec(NAME, NAME, NAME, params))}))
 
 
 def seal_part(part: Any, scratch: Path, bundle: Path, labels: tuple[str, ...]) -> None:
