@@ -4,6 +4,7 @@ import json
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,10 +70,21 @@ def test_compare_speed_gives_every_engine_the_same_texts_in_turn():
     assert len({first[0] for first, _ in pairs}) == 2
 
 
-def test_speedup_compares_medians_of_the_same_texts():
-    timed = compare_speed({"slow": Sleeper(4.0).predict, "fast": Sleeper(1.0).predict}, TEXTS, repeats=30, seconds=1.0)
+def test_speedup_compares_medians_of_the_same_texts(monkeypatch):
+    now = 0.0
+
+    def takes(ms):  # of a clock that a busy machine does not stretch; a longer text takes longer
+        def predict(texts):
+            nonlocal now
+            now += sum(ms * (1 + len(text) / 100) for text in texts) / 1000
+
+        return predict
+
+    monkeypatch.setattr("alambic.measure.speed.time", SimpleNamespace(perf_counter=lambda: now))
+    timed = compare_speed({"slow": takes(4.0), "fast": takes(1.0)}, ["a" * n for n in range(100)], repeats=30)
     ratio = speedup(timed["slow"], timed["fast"])
-    assert 2.0 < ratio.low <= ratio.value <= ratio.high < 6.0
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((4.0, 4.0, 4.0), rel=1e-6)
+    assert min(timed["slow"].times_ms) < 0.75 * max(timed["slow"].times_ms)  # the same texts, or the ratio would vary
 
 
 @pytest.fixture
