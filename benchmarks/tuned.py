@@ -155,7 +155,7 @@ def _encoder(name: str, train: Any, choose: Any, bundle: Path, folder: Path) -> 
 
 
 def _index(bundle: Path, train: Any) -> None:
-    """Add the index of training rows, as a build does for a task with texts out of scope: how near they are may tell."""
+    """Add the index of training rows, as a build does where texts may be out of scope: how near they are may tell."""
     from alambic.bundle import open_bundle, seal
     from alambic.engines import open_engine
     from alambic.engines.examples import NAME, write_index
