@@ -34,7 +34,9 @@ def run(store: Any) -> str:
         "",
         f"Bars: {IN_SCOPE_BAR} / {CAUGHT_BAR:g} with one threshold, {FREE_BAR} without any. In scope: share of the "
         "task's texts answered rightly; one that is taken for out of scope counts as wrong. Score and "
-        "threshold are fitted on dev (3,000 rows, 100 out of scope); the model learnt 100 others as a label.",
+        "threshold are fitted on dev (3,000 rows, 100 out of scope); the model learnt 100 others as a label. The third "
+        "threshold is the least that dev shows to catch the bar's share of other texts at 95 % confidence; this rule "
+        "was added once the results of the first two were known.",
         "",
         f"## Precision {PRECISION:g}, promised at 95 % confidence",
         "",
@@ -60,8 +62,12 @@ def _scope_lines(form: str) -> list[str]:
     dev, test = answered["choose"] + answered["kept"], answered["test"]
     inside, outside = _sides(dev), _sides(dev, outside=True)
     lines = []
-    for goal in ("in_scope = 0.98", f"{IN_SCOPE_BAR} % in scope on dev"):
-        share = 0.98 if goal.startswith("in_scope") else _share_for(dev)
+    goals = {
+        "in_scope = 0.98": 0.98,
+        f"{IN_SCOPE_BAR} % in scope on dev": _share_for(dev),
+        f"{CAUGHT_BAR:g} % out of scope surely caught, by dev": _share_catching(dev),
+    }
+    for goal, share in goals.items():
         if share is None:
             lines.append(f"| {form} | {goal} | no threshold reaches it on dev | | | | | |")
             continue
@@ -88,6 +94,22 @@ def _share_for(dev: tuned.Answers) -> float | None:
         name, _ = selective.choose_scope(_sides(dev), _sides(dev, outside=True), float(share))
         least = selective.scope_threshold(_sides(dev)[name], float(share))
         if 100 * (right & (dev.scopes[name] >= least))[own].mean() >= IN_SCOPE_BAR:
+            return float(share)
+    return None
+
+
+def _share_catching(dev: tuned.Answers) -> float | None:
+    """Return the largest share of the task's own texts that may pass while the bar's share of others is surely caught.
+
+    Surely: the 95 % Clopper-Pearson lower bound of what dev shows is not below the bar; None where no share is so.
+    """
+    from alambic.measure import selective
+
+    inside, outside = _sides(dev), _sides(dev, outside=True)
+    for share in np.arange(0.9995, 0.8995, -0.0005):
+        name, _ = selective.choose_scope(inside, outside, float(share))
+        passed = outside[name] >= selective.scope_threshold(inside[name], float(share))
+        if 1.0 - selective.upper_bound(int(passed.sum()), len(passed)) >= CAUGHT_BAR / 100:
             return float(share)
     return None
 
