@@ -95,7 +95,10 @@ class Lines:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Cross-entropy of held-out lines in nats a guessed token, with its 95 % interval over lines; lower is better."""
+    """Cross-entropy of held-out lines in nats a guessed token, with its 95 % interval over lines; lower is better.
+
+    `lines` counts a line that is longer than is read at once by its parts.
+    """
 
     lines: int
     guessed: int
@@ -113,8 +116,8 @@ class Guessed:
         history: minus the cross-entropy of the held-out lines of the further language, by step.
         tokens: read, without padding.
         seconds: of training.
-        lines: to learn from, as drawn for a pass.
-        parts: that they were cut into, those of the held-out lines left out.
+        lines: there are to learn from.
+        parts: of a pass: long lines are cut, and of the teacher's language no more are drawn than its share.
         new: held-out lines of the further language. Before, the head guesses by how frequent a piece is.
         known: those of the teacher's language; None when none was learnt.
         interrupted: by Ctrl-C.
