@@ -8,9 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import transformers
 from click.testing import CliRunner
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from alambic.cli.main import cli
 from alambic.data.parallel import ParallelText, hold_out, read_parallel
@@ -24,37 +22,14 @@ from alambic.model.vocabulary_company import alike
 from alambic.model.vocabulary_start import special_tokens, start_embeddings, with_vocabulary
 from alambic.train import crosslingual
 from alambic.train.crosslingual import FollowParams, distance, follow, retrieval, teacher_vectors
+from two_languages import KNOWN, NEW, sentences, write_config, write_teacher
 
-# A language of 60 words, and another that has a word of its own for each (accents, capitals).
-KNOWN = [a + b for a in ("ba", "ce", "di", "fo", "gu", "ka") for b in ("lan", "mor", "nis", "pel", "rud", "sto", "tix", "vem", "wol", "zur")]  # fmt: skip # noqa: E501
-NEW = {word: word[::-1].replace("a", "é").replace("o", "ù") + "ois" for word in KNOWN}
 QUICK = FollowParams(epochs=2.0, batch_tokens=512, learning_rate=3e-4, threads=1, evaluations=2, checkpoint_seconds=0.0)
-
-
-def sentences(n, seed=0):
-    rng = random.Random(seed)
-    known = [" ".join(rng.sample(KNOWN, rng.randint(4, 8))) for _ in range(n)]
-    new = [" ".join(NEW[word] for word in text.split()).capitalize() for text in known]
-    return ParallelText(tuple(known), tuple(new))
 
 
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory):
-    """An uncased encoder of two random layers that knows the first language only."""
-    folder = tmp_path_factory.mktemp("teacher")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *KNOWN]
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=32, pad_token_id=0, initializer_range=0.2,
-    )  # fmt: skip
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")
@@ -234,20 +209,6 @@ def test_distance_is_least_when_the_student_gives_the_target():
     assert float(exact) == pytest.approx(0.0, abs=1e-6)
     swapped = distance(teacher[[1, 0, 2, 3, 4, 5]], teacher, own, contrast=0.1, temperature=0.05)
     assert float(swapped) > float(distance(teacher, teacher, own, contrast=0.1, temperature=0.05)) + 0.1
-
-
-def write_config(folder, teacher_folder, text, extra=""):
-    rows = [{"fr": n, "en": k, "id": i} for i, (k, n) in enumerate(zip(text.known, text.new, strict=True))]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    (folder / "more.txt").write_text("\n".join(sentences(40, seed=9).known), "utf-8")
-    (folder / "distil.toml").write_text(
-        f'[distil]\nname = "toy"\nthreads = 1\nlicence = "MIT"\nlanguages = ["xx", "yy"]\n[teacher]\n'
-        f'name = "{teacher_folder.as_posix()}"\n[data]\npairs = "pairs.jsonl"\nknown = "en"\nnew = "fr"\n'
-        f'held_out = 40\nknown_text = ["more.txt"]\n[vocabulary]\npieces = 1000\n'
-        f"[train]\nepochs = 1.0\nbatch_tokens = 512\n{extra}",
-        "utf-8",
-    )
-    return folder / "distil.toml"
 
 
 def test_command_makes_an_encoder_that_a_task_can_name(teacher_folder, tmp_path):

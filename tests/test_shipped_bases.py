@@ -127,6 +127,15 @@ def test_card_of_the_encoder_says_its_sources_figures_and_what_was_not_measured(
     page = "# Benchmark: encoder\n\n## Retrieval\n\n| a |"
     text = make_encoder_card.card(tmp_path, licence="apache-2.0", benchmark=page, watts=10.0)
     assert text.endswith("### Retrieval\n\n| a |\n") and "0.020 kWh at 10 W" in text
+    assert "masked" not in text and "30 tokens of the stages embeddings, all." in text
+
+
+def test_card_of_the_encoder_says_how_well_it_guesses_when_it_learnt_to():
+    figures = {"lines": 9, "guessed": 1234, "before": {"value": 7.5}, "after": {"value": 4.25, "low": 4.0, "high": 4.5}}
+    said = make_encoder_card._guesses({"tokens": 3_500_000, "new": figures})
+    assert "in 3,500,000 tokens of text" in said[0] and "7.50 to 4.25 nats a guessed token of 9 held-out" in said[0]
+    assert "(95 % interval 4.00 to 4.50, 1,234 tokens)" in said[0]
+    assert make_encoder_card._guesses(None) == []
 
 
 @pytest.mark.parametrize("entry", SHIPPED, ids=lambda entry: entry.name)

@@ -60,6 +60,7 @@ def card(model: Path, *, licence: str, benchmark: str | None, watts: float | Non
         f"`alambic distil` from {record['pairs']:,} pairs of sentences and {record['more']['known']:,} English ones; "
         f"{record['more']['new']:,} French sentences shaped its vocabulary and the start of its word table.",
         "",
+        *_guesses(record["stages"].get("masked")),
         f"{record['held_out']:,} pairs held out, accuracy at one of {found['n']:,}: French to English "
         f"{found['from_new']:.1%}, English to French {found['from_known']:.1%}. They chose the weights.",
         "",
@@ -81,6 +82,18 @@ def card(model: Path, *, licence: str, benchmark: str | None, watts: float | Non
     return "\n".join(lines) + "\n"
 
 
+def _guesses(masked: dict[str, Any] | None) -> list[str]:
+    """Return a paragraph on the stage `masked`, where there was one."""
+    if masked is None:
+        return []
+    new = masked["new"]
+    before, after = new["before"], new["after"]
+    text = (f"Before that it guessed masked words in {masked['tokens']:,} tokens of text (Devlin et al. 2019): "
+            f"{before['value']:.2f} to {after['value']:.2f} nats a guessed token of {new['lines']:,} held-out French "
+            f"lines (95 % interval {after['low']:.2f} to {after['high']:.2f}, {new['guessed']:,} tokens).")  # fmt: skip
+    return [text, ""]
+
+
 def _compute(record: dict[str, Any], watts: float | None) -> str:
     hours = sum(stage["seconds"] for stage in record["stages"].values()) / 3600
     tokens = sum(stage["tokens"] for stage in record["stages"].values())
@@ -89,7 +102,8 @@ def _compute(record: dict[str, Any], watts: float | None) -> str:
         if watts is None
         else f"Energy: estimated, {hours * watts / 1000:.3f} kWh at {watts:g} W a core; memory and cooling left out."
     )
-    return f"{hours:.1f} h of one thread for {tokens:,} tokens of both stages. {energy}"
+    stages = ", ".join(record["stages"])
+    return f"{hours:.1f} h of one thread for {tokens:,} tokens of the stages {stages}. {energy}"
 
 
 def _tables(page: str) -> str:

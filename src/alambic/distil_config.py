@@ -6,8 +6,9 @@ Every error names the file, the line, the key, the value got and the values allo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,6 +66,31 @@ class VocabularySpec(_Spec):
     keep: bool = Field(False, description="True: the teacher's own vocabulary (a teacher of many languages).")
 
 
+class MaskedSpec(_Spec):
+    """Before the teacher is followed, the student guesses masked words of the text; only where this table is there."""
+
+    tokens: int = Field(4_000_000, ge=1_000, description="Tokens read, in as many passes over the text as that takes.")
+    train: Literal["all", "embeddings"] = Field("all", description="What learns: all weights, or the word embeddings.")
+    mask_share: float = Field(
+        0.2,
+        gt=0,
+        le=0.6,
+        description="Share of a line's tokens that are masked and guessed; larger encoders bear more.",
+    )
+    known_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of the tokens in the teacher's language, so that it is not forgotten."
+    )
+    learning_rate: float = Field(3e-4, gt=0, description="Peak rate of the layers.")
+    embedding_rate: float = Field(4e-4, gt=0, description="Peak rate of the word embeddings.")
+    head_rate: float = Field(1e-3, gt=0, description="Peak rate of the head that guesses, which is then thrown away.")
+    batch_tokens: int = Field(4096, ge=64, description="Tokens of a step, padding included.")
+    warmup: float = Field(0.05, ge=0, le=1, description="Share of the steps in which the rate rises.")
+    weight_decay: float = Field(0.01, ge=0, description="Of the layers' matrices.")
+    max_tokens: int = Field(128, ge=8, description="Tokens read at once; longer lines are learnt in parts.")
+    held_out: int = Field(1000, ge=20, description="Lines of each language set aside to score the guesses on.")
+    evaluations: int = Field(4, ge=1, description="Scores on the held-out lines.")
+
+
 class EmbeddingsSpec(_Spec):
     """First stage: the word embeddings alone."""
 
@@ -98,6 +124,7 @@ class DistilConfig(_Spec):
     data: DataSpec
     teacher: TeacherSpec
     vocabulary: VocabularySpec
+    masked: MaskedSpec | None
     embeddings: EmbeddingsSpec
     train: TrainSpec
 
@@ -121,13 +148,14 @@ class _File(_Spec):
     data: DataSpec
     teacher: TeacherSpec = TeacherSpec()  # type: ignore[call-arg]
     vocabulary: VocabularySpec = VocabularySpec()  # type: ignore[call-arg]
+    masked: MaskedSpec | None = None
     embeddings: EmbeddingsSpec = EmbeddingsSpec()  # type: ignore[call-arg]
     train: TrainSpec = TrainSpec()  # type: ignore[call-arg]
 
 
 _TABLES: dict[str, type[BaseModel]] = {
     "distil": DistilSpec, "data": DataSpec, "teacher": TeacherSpec, "vocabulary": VocabularySpec,
-    "embeddings": EmbeddingsSpec, "train": TrainSpec,
+    "masked": MaskedSpec, "embeddings": EmbeddingsSpec, "train": TrainSpec,
 }  # fmt: skip
 
 
@@ -151,10 +179,20 @@ def load_distil(path: Path | str, *, data: Path | None = None) -> DistilConfig:
     text = toml_file.read_text(path)
     raw = toml_file.parse(text, path, hint=_GUIDE)
     file = toml_file.validate(_File, raw, text, path, tables=_TABLES, hint=_GUIDE)
-    if file.vocabulary.keep and "pieces" in file.vocabulary.model_fields_set:
-        line = toml_file.line_of(text, ("vocabulary", "pieces"))
-        raise TaskError(f"{path.name}:{line}: vocabulary.pieces: does not apply with keep = true", hint=_GUIDE)
+    for table, key, why in _idle(file):
+        line = toml_file.line_of(text, (table, key))
+        raise TaskError(f"{path.name}:{line}: {table}.{key}: does not apply with {why}", hint=_GUIDE)
     return DistilConfig(
         path=path, text=text, root=(data or path.parent).expanduser().resolve(),
         **{name: getattr(file, name) for name in _File.model_fields},
     )  # fmt: skip
+
+
+def _idle(file: _File) -> Iterator[tuple[str, str, str]]:
+    """Yield the keys that were given and would do nothing: table, key, because of what."""
+    if file.vocabulary.keep and "pieces" in file.vocabulary.model_fields_set:
+        yield "vocabulary", "pieces", "keep = true"
+    if file.masked is not None and file.masked.train == "embeddings":
+        for key in ("learning_rate", "weight_decay"):
+            if key in file.masked.model_fields_set:
+                yield "masked", key, 'train = "embeddings"'

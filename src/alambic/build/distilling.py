@@ -1,6 +1,7 @@
 """Teaching an encoder a further language: from a configuration to an encoder folder, by stages of the run folder.
 
     vocabulary   pieces of both languages, and where their embeddings start
+    masked       where [masked] asks for it: the student guesses masked words of the further language; resumable
     teacher      the teacher's embeddings of every sentence it reads; resumable
     embeddings   the student's word embeddings learn alone; resumable
     all          all its weights learn; resumable
@@ -22,13 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from alambic.data.parallel import ParallelText, digest_of, hold_out, read_lines, read_parallel
-from alambic.distil_config import DistilConfig
+from alambic.data.parallel import ParallelText, digest_of, hold_out, hold_out_lines, read_lines, read_parallel
+from alambic.distil_config import DistilConfig, MaskedSpec
 from alambic.events import Note, Work
 from alambic.model.bases import Base, resolve
 from alambic.model.encoder import Encoder, load_tokenizer
+from alambic.model.vocabulary import mask_id
 from alambic.task import BaseSpec
 from alambic.train.crosslingual import FollowParams, follow, retrieval, teacher_vectors
+from alambic.train.masked import Lines, MaskedParams, learn_masked
 from alambic.workspace import Stage, StageSpec, Workspace, write_text
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -50,12 +53,16 @@ class DistilOutcome:
 
 @dataclass(frozen=True)
 class _Text:
-    """What is learnt from; the held-out sentences are in none but `held_out`."""
+    """What is learnt from; the held-out sentences are in none but `held_out`.
+
+    `guessed` are the lines of it that the stage `masked` learns from and those that it is scored on.
+    """
 
     train: ParallelText
     held_out: ParallelText
     known: tuple[str, ...]
     new: tuple[str, ...]
+    guessed: tuple[Lines, Lines] | None = None
 
     @cached_property
     def targets(self) -> list[str]:
@@ -82,18 +89,22 @@ def distil_events(config: DistilConfig, run: Path) -> Work[DistilOutcome]:
     Raises:
         DataError: a file is missing or holds too little.
         BaseModelError: the teacher cannot be had or is no encoder.
-        TrainError: teacher and student do not fit, or the loss diverges.
+        TrainError: teacher and student do not fit, no token can be masked, or the loss diverges.
         WorkspaceError: the run folder cannot be written, or another run holds it.
     """
     base = _teacher(config)
+    if config.masked is not None and config.vocabulary.keep:
+        mask_id(load_tokenizer(base.folder))  # a missing mask is told before anything slow
     text, notes = _read(config)
     for note in notes:
         yield Note(note)
     workspace = Workspace(run)
     with workspace.locked():
         vocabulary = None if config.vocabulary.keep else (yield from _vocabulary(config, workspace, base, text))
-        teacher = yield from _targets(config, workspace, base, text)
         stages: list[Stage] = []
+        if config.masked is not None:
+            stages.append((yield from _masked(config, workspace, base, text, vocabulary)))
+        teacher = yield from _targets(config, workspace, base, text)
         for name in ("embeddings", "all"):
             if name == "embeddings" and not config.embeddings.epochs:
                 continue
@@ -121,7 +132,9 @@ def _read(config: DistilConfig) -> tuple[_Text, list[str]]:
     )
     notes = [*pairs.notes, f"{len(train):,} pairs to learn from, {len(held_out):,} held out; {len(known):,} more texts "
              f"in the teacher's language, {len(new):,} in the further one"]  # fmt: skip
-    return _Text(train, held_out, known, new), notes
+    # All the text there is: the sentences of the pairs too.
+    guessed = None if config.masked is None else _lines(config.masked, (*train.new, *new), (*train.known, *known))
+    return _Text(train, held_out, known, new, guessed), notes
 
 
 def _vocabulary(config: DistilConfig, workspace: Workspace, base: Base, text: _Text) -> Work[Stage]:
@@ -157,6 +170,45 @@ def _vocabulary(config: DistilConfig, workspace: Workspace, base: Base, text: _T
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
     return [_WORD.findall(text.lower()) for text in texts]
+
+
+def _masked(
+    config: DistilConfig, workspace: Workspace, base: Base, text: _Text, vocabulary: Stage | None
+) -> Work[Stage]:
+    assert config.masked is not None and text.guessed is not None, "the stage was asked for"
+    masked, lines = config.masked, text.guessed
+    params = _masked_params(config, masked)
+    inputs = {"text": text.digest, "base": base.digest, "before": vocabulary.key if vocabulary else ""}
+    identity = {**asdict(replace(params, checkpoint_seconds=0.0, threads=None)), "held_out": masked.held_out}
+    spec = StageSpec("masked", identity, inputs, libraries=_TRAINING)
+
+    def work(folder: Path) -> Work[dict[str, Any]]:
+        student = _student(base, vocabulary)
+        done = yield from learn_masked(student, *lines, params=params, checkpoint=folder / "checkpoint", key=spec.key)
+        if done.interrupted:
+            raise KeyboardInterrupt  # the checkpoint is kept; the same command goes on from it
+        student.save(folder / "model")
+        return asdict(done)
+
+    return (yield from workspace.run(spec, work, resumable=True))
+
+
+def _masked_params(config: DistilConfig, masked: MaskedSpec) -> MaskedParams:
+    params = MaskedParams(
+        seed=config.distil.seed, threads=config.distil.threads, checkpoint_seconds=config.train.checkpoint_seconds,
+        **masked.model_dump(exclude={"held_out"}),
+    )  # fmt: skip
+    # Where only the embeddings learn, the layers' rate and decay say nothing.
+    return params if params.train == "all" else replace(params, learning_rate=0.0, weight_decay=0.0)
+
+
+def _lines(masked: MaskedSpec, new: Sequence[str], known: Sequence[str]) -> tuple[Lines, Lines]:
+    """Return the lines to guess in, and those to score the guesses on."""
+    learnt, held = hold_out_lines(new, number=masked.held_out)
+    if not masked.known_share:
+        return Lines(learnt), Lines(held)
+    learnt_known, held_known = hold_out_lines(known, number=masked.held_out)
+    return Lines(learnt, learnt_known), Lines(held, held_known)
 
 
 def _targets(config: DistilConfig, workspace: Workspace, base: Base, text: _Text) -> Work[Stage]:
@@ -259,5 +311,19 @@ def _card_lines(
     yield (f"A sentence encoder that follows {record['teacher']['name']} in a further language (Reimers and Gurevych "
            f"2020), made by `alambic distil` from {record['pairs']:,} pairs of sentences.")  # fmt: skip
     yield ""
+    if masked := record["stages"].get("masked"):
+        yield from (f"Before that it guessed {_guessed(masked)}.", "")
     yield (f"Held-out pairs, accuracy at one of {found['n']:,}: further language to known {found['from_new']:.1%}, "
            f"known to further {found['from_known']:.1%}.")  # fmt: skip
+
+
+def _guessed(masked: dict[str, Any]) -> str:
+    """Say what the student read with masks, and how well it guessed before and after."""
+    scores = "; ".join(
+        f"{title} from {found['before']['value']:.2f} to {found['after']['value']:.2f} (95 % interval "
+        f"{found['after']['low']:.2f} to {found['after']['high']:.2f}, {found['guessed']:,} tokens of "
+        f"{found['lines']:,} held-out lines)"
+        for title, found in (("further language", masked["new"]), ("known language", masked["known"])) if found
+    )  # fmt: skip
+    return (f"masked tokens (Devlin et al. 2019) in {masked['tokens']:,} tokens of text: nats a guessed token, "
+            f"{scores}")  # fmt: skip

@@ -42,7 +42,18 @@ def _summary(encoder: Path, record: dict[str, Any]) -> list[str]:
     return [
         f"  pairs        {record['pairs']:,} learnt from, {record['held_out']:,} held out",
         f"  training     {tokens:,} tokens in {minutes:.1f} min",
+        *_guesses(record["stages"].get("masked", {})),
         f"  retrieval    {found['from_new']:.1%} from the further language, {found['from_known']:.1%} into it "
         f"(the right one of {found['n']:,} held-out sentences is the nearest)",
         f"  encoder      {encoder}",
+    ]
+
+
+def _guesses(masked: dict[str, Any]) -> list[str]:
+    """Return a line for each language whose masked tokens were guessed."""
+    return [
+        f"  guesses      {scores['after']['value']:.2f} nats a masked token of the {title} language, "
+        f"{scores['before']['value']:.2f} before ({scores['guessed']:,} held-out tokens)"
+        for title, key in (("further", "new"), ("known", "known"))
+        if (scores := masked.get(key))
     ]

@@ -112,6 +112,23 @@ def hold_out(pairs: ParallelText, *, number: int) -> tuple[ParallelText, Paralle
     return pairs.take(rest), pairs.take(chosen)
 
 
+def hold_out_lines(lines: Sequence[str], *, number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (train, held out): the different lines, `number` of them chosen by digest and in train no more.
+
+    Raises:
+        DataError: fewer than twice `number` different lines are there.
+    """
+    different: dict[str, str] = {}
+    for line in lines:
+        different.setdefault(exact_key(line), line)
+    if len(different) < 2 * number:
+        raise DataError(f"{len(different)} different lines of text: too few to hold {number} out",
+                        hint="give more text, or a smaller masked.held_out")  # fmt: skip
+    chosen = sorted(different, key=lambda key: hashlib.sha256(key.encode()).digest())[:number]
+    held_out = tuple(different.pop(key) for key in chosen)
+    return tuple(different.values()), held_out
+
+
 def read_lines(paths: Sequence[Path]) -> Iterator[str]:
     """Yield the lines of text files (or the `text` column of tables), cleaned, empty ones left out.
 

@@ -17,6 +17,7 @@ from alambic.errors import TrainError
 PAD, UNKNOWN, FIRST, LAST, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, FIRST, LAST, MASK)
 CONTINUES = "##"
+_SPELLINGS = {UNKNOWN: ("[UNK]", "<unk>"), MASK: ("[MASK]", "<mask>", "<|mask|>")}
 _ALPHABET = 600  # characters kept; a rarer one is unknown
 _FEWEST = 1_000
 
@@ -62,6 +63,26 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
     for text in texts:
         counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     return counts
+
+
+def special_id(tokenizer: Tokenizer, name: str) -> int | None:
+    """Return the id of the special token `name` (``[UNK]`` or ``[MASK]``) in one of its spellings, if it is there."""
+    return next((i for spelling in _SPELLINGS[name] if (i := tokenizer.token_to_id(spelling)) is not None), None)
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the token that hides another.
+
+    Raises:
+        TrainError: there is none.
+    """
+    found = special_id(tokenizer, MASK)
+    if found is None:
+        raise TrainError(
+            f"the tokenizer has no mask token ({', '.join(_SPELLINGS[MASK])}): no word can be hidden from it",
+            hint="a vocabulary of its own has one: leave vocabulary.keep out; or leave [masked] out",
+        )
+    return found
 
 
 _SAY = 5_000_000  # words that each language counts for, or as many as the larger one has

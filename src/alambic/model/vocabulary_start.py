@@ -21,12 +21,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from alambic.model.encoder import Encoder
-from alambic.model.vocabulary import CONTINUES, FIRST, LAST, MASK, PAD, UNKNOWN
+from alambic.model.vocabulary import CONTINUES, FIRST, LAST, MASK, PAD, UNKNOWN, special_id
 from alambic.model.vocabulary_align import Lexicon
 
 Neighbours = Mapping[str, Sequence[tuple[str, float]]]
 Vectors = NDArray[np.float32]
-_SPELLINGS = {UNKNOWN: ("[UNK]", "<unk>"), MASK: ("[MASK]", "<mask>")}
 _WORDS = 200_000  # the most frequent of each language
 
 
@@ -174,7 +173,7 @@ class _TeacherWords:
 def special_tokens(teacher: Encoder) -> dict[str, int]:
     """Return the teacher's tokens that the student's special tokens start from; those it has not got are left out."""
     first, last = teacher.special_ids()
-    named = {name: _first_known(teacher.tokenizer, spellings) for name, spellings in _SPELLINGS.items()}
+    named = {name: special_id(teacher.tokenizer, name) for name in (UNKNOWN, MASK)}
     found = {PAD: teacher.pad_id, FIRST: first[0] if first else None, LAST: last[-1] if last else None, **named}
     return {name: number for name, number in found.items() if number is not None}
 
@@ -192,7 +191,3 @@ def with_vocabulary(teacher: Encoder, tokenizer: Tokenizer, table: Vectors) -> E
         if getattr(backbone.config, name, None) is not None:
             setattr(backbone.config, name, tokenizer.token_to_id(FIRST if name[0] in "bc" else LAST))
     return Encoder(backbone, tokenizer, teacher.spec)
-
-
-def _first_known(tokenizer: Tokenizer, spellings: Sequence[str]) -> int | None:
-    return next((number for name in spellings if (number := tokenizer.token_to_id(name)) is not None), None)

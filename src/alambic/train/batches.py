@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alambic.data.dataset import Dataset
@@ -114,3 +115,51 @@ def batch_at(epoch: Callable[[int], list[list[int]]], *, per_epoch: int) -> Call
         return cached(number)[offset]
 
     return at
+
+
+class ByWidth:
+    """Batches of units of like width, each at most `budget` tokens wide (or one unit).
+
+    Every epoch has the same widths in the same places, so its batches are cut at the same bounds and only the company
+    changes: the number of steps is known beforehand, and a step's batch follows from (seed, step).
+
+    Args:
+        widths: tokens of the widest row of each unit.
+        rows: rows of each unit.
+        budget: tokens of a batch, padding included.
+        seed: of the company.
+    """
+
+    def __init__(self, widths: NDArray[np.int64], rows: NDArray[np.int64], *, budget: int, seed: int) -> None:
+        self.widths, self.rows, self.seed = widths, rows, seed
+        order = np.lexsort((rows, widths))
+        self.bounds = list(_bounds(widths[order], rows[order], budget=budget))
+
+    def __len__(self) -> int:
+        """Count the batches of an epoch."""
+        return len(self.bounds)
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """Return the units of each batch of epoch `number`."""
+        rng = np.random.default_rng((self.seed, number))
+        mixed = rng.permutation(len(self.widths))
+        order = mixed[np.lexsort((self.rows[mixed], self.widths[mixed]))]
+        batches = [order[start:stop].tolist() for start, stop in self.bounds]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def tokens(self, steps: int, sizes: NDArray[np.int64]) -> int:
+        """Count the tokens of the first `steps` steps, `sizes` being those of each unit, without padding."""
+        whole, rest = divmod(steps, len(self))
+        part = [i for batch in self.epoch(whole)[:rest] for i in batch]
+        return int(whole * sizes.sum() + sizes[part].sum())
+
+
+def _bounds(widths: NDArray[np.int64], rows: NDArray[np.int64], *, budget: int) -> Iterator[tuple[int, int]]:
+    """Cut units, sorted by width, into batches of at most `budget` tokens (or one unit)."""
+    start = held = 0
+    for i, (width, own) in enumerate(zip(widths.tolist(), rows.tolist(), strict=True)):
+        if i > start and width * (held + own) > budget:
+            yield start, i
+            start, held = i, 0
+        held += own
+    yield start, len(widths)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,15 +25,12 @@ from alambic.data.parallel import ParallelText
 from alambic.errors import TrainError
 from alambic.events import Progress, Work
 from alambic.model.encoder import Encoder, pad
-from alambic.train.batches import batch_at
+from alambic.train.batches import ByWidth, batch_at
 from alambic.train.loop import Loop, Plan, Point
 from alambic.train.precision import autocast, threads
-from alambic.train.schedule import set_dropout
+from alambic.train.schedule import set_dropout, table_groups
 
 Vectors = NDArray[np.float16]
-# Each time a row that is seldom seen is met, Adam moves it by rate / sqrt(1 - beta2) in all: 32 rates at the usual
-# 0.999, 10 at 0.99. Rare words would be thrown far from where they start.
-_TABLE_BETAS = (0.9, 0.99)
 _PART = 4_096  # texts embedded between two events and two writes
 
 
@@ -212,38 +209,26 @@ class _Follow:
         if not units:
             raise TrainError(f"no text has up to {params.max_tokens} tokens", hint="set train.max_tokens higher")
         self.units = units
-        self.widths = np.array([max(map(len, rows)) for _, rows in units])
-        self.rows = np.array([len(rows) for _, rows in units])
-        # Every epoch has these lengths in this order, so its batches are cut at the same places.
-        order = np.lexsort((self.rows, self.widths))
-        self.bounds = list(_bounds(self.widths[order], self.rows[order], budget=params.batch_tokens))
+        self.batches = ByWidth(
+            np.array([max(map(len, rows)) for _, rows in units]), np.array([len(rows) for _, rows in units]),
+            budget=params.batch_tokens, seed=params.seed,
+        )  # fmt: skip
 
     def loop(self, checkpoint: Path, key: str) -> Loop:
-        params, per_epoch = self.params, len(self.bounds)
+        params, per_epoch = self.params, len(self.batches)
         total = max(1, math.ceil(per_epoch * params.epochs))
         plan = Plan(
             stage=f"distil ({params.train})", total=total, stop=total, warmup=params.warmup,
             every=max(1, math.ceil(total / params.evaluations)), patience=0, seed=params.seed, checkpoint=checkpoint,
             checkpoint_seconds=params.checkpoint_seconds, key=self._key(key), shape="linear",
         )  # fmt: skip
-        batch = batch_at(self._epoch, per_epoch=per_epoch)
+        batch = batch_at(self.batches.epoch, per_epoch=per_epoch)
         return Loop(self.student, self._optimizer(), loss_of=lambda step: self._loss(batch(step)),
                     score=lambda: retrieval(self.student, self.held_out).mean, plan=plan)  # fmt: skip
 
     def tokens(self, steps: int) -> int:
         """Count the tokens read in `steps` steps."""
-        whole, rest = divmod(steps, len(self.bounds))
-        sizes = np.array([sum(map(len, rows)) for _, rows in self.units])
-        part = [i for batch in self._epoch(whole)[:rest] for i in batch]
-        return int(whole * sizes.sum() + sizes[part].sum())
-
-    def _epoch(self, number: int) -> list[list[int]]:
-        """Return the units of each batch: all of like length, in another company each epoch."""
-        rng = np.random.default_rng((self.params.seed, number))
-        mixed = rng.permutation(len(self.units))
-        order = mixed[np.lexsort((self.rows[mixed], self.widths[mixed]))]
-        batches = [order[start:stop].tolist() for start, stop in self.bounds]
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return self.batches.tokens(steps, np.array([sum(map(len, rows)) for _, rows in self.units]))
 
     def _loss(self, units: list[int]) -> Tensor:
         params, student = self.params, self.student
@@ -257,30 +242,12 @@ class _Follow:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         params = self.params
-        table = self.student.backbone.get_input_embeddings().weight
-        for parameter in self.student.backbone.parameters():
-            parameter.requires_grad_(params.train == "all")
-        table.requires_grad_(True)
-        rest = [p for p in self.student.backbone.parameters() if p.requires_grad and p is not table]
-        groups = [
-            {"params": [table], "peak": params.embedding_rate, "weight_decay": 0.0, "betas": _TABLE_BETAS},
-            {"params": [p for p in rest if p.ndim > 1], "peak": params.learning_rate,
-             "weight_decay": params.weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "peak": params.learning_rate, "weight_decay": 0.0},
-        ]  # fmt: skip
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=params.embedding_rate, fused=True)
+        groups = table_groups(
+            self.student, train=params.train, rate=params.learning_rate, table_rate=params.embedding_rate,
+            weight_decay=params.weight_decay,
+        )  # fmt: skip
+        return torch.optim.AdamW(groups, lr=params.embedding_rate, fused=True)
 
     def _key(self, key: str) -> str:
         what = {"params": asdict(replace(self.params, checkpoint_seconds=0.0)), "from": key, "torch": torch.__version__}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def _bounds(widths: NDArray[np.int64], rows: NDArray[np.int64], *, budget: int) -> Iterator[tuple[int, int]]:
-    """Cut units, sorted by width, into batches of at most `budget` tokens (or one unit)."""
-    start = held = 0
-    for i, (width, own) in enumerate(zip(widths.tolist(), rows.tolist(), strict=True)):
-        if i > start and width * (held + own) > budget:
-            yield start, i
-            start, held = i, 0
-        held += own
-    yield start, len(widths)
