@@ -69,11 +69,7 @@ class GenAIWriter(LoopWriter):
         Raises:
             EngineError: it cannot be opened.
         """
-        if most_running < 1 or prompt_step < BLOCK_TOKENS or draft_tokens < 1:
-            raise EngineError(
-                f"most_running {most_running}, prompt_step {prompt_step}, draft_tokens {draft_tokens}: "
-                f"they are at least 1, {BLOCK_TOKENS} and 1"
-            )
+        _check_numbers(most_running, prompt_step, draft_tokens)
         super().__init__(folder, params, threads=threads)
         if draft is not None:
             check_draft(folder, draft)
@@ -227,6 +223,14 @@ class GenAIWriter(LoopWriter):
             limit += f", and its cache of {self._cache_mb:.0f} MB holds {self._room}"
             hint += ", or raise cache_mb"
         raise InputTooLong(f"the prompt has {prompt} tokens{more}; {limit}", hint=hint)
+
+
+def _check_numbers(most_running: int, prompt_step: int, draft_tokens: int) -> None:
+    if most_running < 1 or prompt_step < BLOCK_TOKENS or draft_tokens < 1:
+        raise EngineError(
+            f"most_running {most_running}, prompt_step {prompt_step}, draft_tokens {draft_tokens}: "
+            f"they are at least 1, {BLOCK_TOKENS} and 1"
+        )
 
 
 def check_draft(folder: Path, draft: Path) -> None:
