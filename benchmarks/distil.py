@@ -81,7 +81,7 @@ def _student(name: str, form: str, folder: Path) -> dict[str, Any]:
     from alambic.data.variants import variants
     from alambic.events import drain
     from alambic.model.encoder import Encoder
-    from alambic.train.distil import Lesson
+    from alambic.train.lesson import Lesson
     from alambic.train.teacher import encoder_answers, teacher_answers
 
     train, choose, test = _rows(name)

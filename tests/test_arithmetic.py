@@ -23,25 +23,10 @@ from alambic.events import Finished, Note, drain
 from alambic.kinds.generation import Chunk, GenerationRequest, Sampling, Timings, Usage
 from alambic.manifest import PartSpec
 from alambic.task import load_task
+from task_files import write_echo
 
 SHORT = Effort(repeats=8, seconds=1.0, least=6, warmup=1)
 REQUESTS = [GenerationRequest(text=f"question {i}") for i in range(12)]
-TASK = """
-[task]
-name = "echo"
-kind = "generate"
-threads = 1
-[data]
-train = "rows.csv"
-[base]
-{base}
-[answer]
-max_tokens = 12
-{answer}
-[[candidate]]
-name = "finetune-int8"
-{recipe}
-"""
 
 
 class TimedWriter:
@@ -69,15 +54,6 @@ def measured(*, f32, bf16, answers=("yes", "yes")):
         return opened[way]
 
     return measure_arithmetic(open_in, REQUESTS, seed=0, effort=SHORT), opened
-
-
-def write_task(folder, *, answer="", recipe="", base='name = "scratch"\nparameters = 100_000\nmax_tokens = 64'):
-    words = ["cat", "dog", "mat", "sat", "ran", "the", "see", "def", "naïve", "garçon"]
-    rows = [f"{a} {b} {c}" for a in words for b in words for c in ("on a", "to see") if a != b]
-    (folder / "rows.csv").write_text("text;answer\n" + "".join(f"{row};{row}\n" for row in rows), "utf-8")
-    path = folder / "task.toml"
-    path.write_text(TASK.format(answer=answer, recipe=recipe, base=base), "utf-8")
-    return path
 
 
 def fitted(*, engine="openvino-genai", precision="int8", **beside):
@@ -163,20 +139,20 @@ def test_part_states_bf16_and_has_another_key_when_the_task_fixes_it(precision):
     ("answer", "kept"), [("", "auto"), ('arithmetic = "f32"', "f32"), ('arithmetic = "bf16"', "bf16")]
 )
 def test_arithmetic_is_read_when_the_task_file_has_it(tmp_path, answer, kept):
-    assert load_task(write_task(tmp_path, answer=answer)).answer.arithmetic == kept
+    assert load_task(write_echo(tmp_path, answer=answer)).answer.arithmetic == kept
 
 
 def test_task_is_refused_when_its_arithmetic_is_not_known(tmp_path):
     with pytest.raises(TaskError, match=r"answer\.arithmetic = 'f16'; allowed: 'auto', 'f32' or 'bf16'"):
-        load_task(write_task(tmp_path, answer='arithmetic = "f16"'))
+        load_task(write_echo(tmp_path, answer='arithmetic = "f16"'))
 
 
 def test_task_is_refused_when_it_fixes_bf16_and_the_cpu_has_none(tmp_path, monkeypatch):
-    task = load_task(write_task(tmp_path, answer='arithmetic = "bf16"'))
+    task = load_task(write_echo(tmp_path, answer='arithmetic = "bf16"'))
     monkeypatch.setattr(arithmetic, "has_bf16", lambda: False)
-    with pytest.raises(TaskError, match=r"task\.toml:14: answer\.arithmetic = 'bf16', which this CPU does not have"):
+    with pytest.raises(TaskError, match=r"task\.toml:13: answer\.arithmetic = 'bf16', which this CPU does not have"):
         check_arithmetic(task)
-    check_arithmetic(load_task(write_task(tmp_path)))
+    check_arithmetic(load_task(write_echo(tmp_path)))
     monkeypatch.setattr(arithmetic, "has_bf16", lambda: True)
     check_arithmetic(task)
 
@@ -197,24 +173,24 @@ def test_part_computes_in_f32_and_it_is_logged_when_the_cpu_lacks_the_bf16_it_st
 def test_time_of_choosing_is_predicted_at_the_lengths_of_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(arithmetic, "has_bf16", lambda: True)
     facts = {"parameters": 500_000_000, "prompt_tokens": 500.0, "answer_tokens": 20.0}  # 1.2 s an answer
-    plain = choosing_seconds(load_task(write_task(tmp_path)), facts)
+    plain = choosing_seconds(load_task(write_echo(tmp_path)), facts)
     assert list(plain) == ["finetune-int8"] and 20 < plain["finetune-int8"] < 40  # ten rounds of both
-    fixed = load_task(write_task(tmp_path, answer='arithmetic = "f32"'))
+    fixed = load_task(write_echo(tmp_path, answer='arithmetic = "f32"'))
     assert choosing_seconds(fixed, facts) == {"finetune-int8": 0.0}
-    beside = load_task(write_task(tmp_path, recipe='recipe = { adapter = "beside" }'))
+    beside = load_task(write_echo(tmp_path, recipe='recipe = { adapter = "beside" }'))
     assert choosing_seconds(beside, facts) == {"finetune-int8": 0.0}
-    guessed = choosing_seconds(load_task(write_task(tmp_path, answer='lookup = "auto"')), facts)
+    guessed = choosing_seconds(load_task(write_echo(tmp_path, answer='lookup = "auto"')), facts)
     assert guessed["finetune-int8"] > plain["finetune-int8"] + 90  # thirty rounds of three ways
-    assert choosing_seconds(load_task(write_task(tmp_path)), {**facts, "parameters": 200_000}) == {"finetune-int8": 0.0}
+    assert choosing_seconds(load_task(write_echo(tmp_path)), {**facts, "parameters": 200_000}) == {"finetune-int8": 0.0}
     monkeypatch.setattr(arithmetic, "has_bf16", lambda: False)
-    assert choosing_seconds(load_task(write_task(tmp_path)), facts) == {"finetune-int8": 0.0}
+    assert choosing_seconds(load_task(write_echo(tmp_path)), facts) == {"finetune-int8": 0.0}
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     pytest.importorskip("optimum.intel", reason="needs alambic[generate]")
     recipe = "recipe = { steps = 2, batch_size = 16 }"
-    return write_task(tmp_path_factory.mktemp("arithmetic"), recipe=recipe)
+    return write_echo(tmp_path_factory.mktemp("arithmetic"), recipe=recipe)
 
 
 def built(task, monkeypatch, *, bf16):

@@ -15,18 +15,13 @@ import alambic as package
 from alambic.build import build
 from alambic.bundle import open_bundle, verify
 from linear_task import WORDS, alambic, write_csv, write_task
+from task_files import desk
 from tiny_base import write_base
 
 pytestmark = pytest.mark.slow
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-CHAIN = """\
-[task]
-name = "desk"
-kind = "classify"
-threads = 1
-[data]
-train = "rows.csv"
+CHAIN = desk("""\
 dev = "dev.csv"
 test = "test.csv"
 {data}
@@ -37,7 +32,7 @@ name = "./base"
 [[candidate]]
 name = "finetune"
 recipe = { epochs = 2, batch_size = 16, learning_rate = 1e-3, few_shot = "off" }
-"""
+""")
 LADDER = """\
 [[candidate]]
 name = "tfidf-svm"

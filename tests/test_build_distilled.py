@@ -17,21 +17,16 @@ from alambic.model.encoder import Encoder
 from alambic.model.student import depth
 from alambic.task import load_task
 from linear_task import FILLER, WORDS, messages, write_csv, write_task
+from task_files import desk
 from tiny_base import write_base
 
-TASK = """\
-[task]
-name = "desk"
-kind = "classify"
-threads = 1
-[data]
-train = "rows.csv"
+TASK = desk("""\
 {data}
 [base]
 name = "./base"
 [budget]
 {budget}
-"""
+""")
 STUDENTS = """\
 [[candidate]]
 name = "finetune"

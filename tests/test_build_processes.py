@@ -16,15 +16,10 @@ from alambic.bundle import open_bundle
 from alambic.errors import ProcessLost, TrainError
 from alambic.train.distributed import _together
 from alambic.train.lora import load_in_4_bits
+from task_files import echo
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TASK = """
-[task]
-name = "echo"
-kind = "generate"
-threads = 1
-[data]
-train = "rows.csv"
+TASK = echo("""\
 [base]
 name = "scratch"
 parameters = 150_000
@@ -35,7 +30,7 @@ max_tokens = 8
 file = "pairs.jsonl"
 learning_rate = 5e-4
 epochs = 2
-"""
+""")
 CANDIDATE = '[[candidate]]\nname = "{}"\nrecipe = {{ epochs = {}, batch_size = 16, evaluations = 1 }}\n'
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "sigma", "kappa", "theta", "zeta")
 PAIRS = [(a, b) for a in WORDS for b in WORDS if a != b]

@@ -12,18 +12,13 @@ from safetensors.torch import load_file
 
 from alambic.bundle import open_bundle, verify
 from linear_task import FILLER, WORDS, alambic, messages, write_task
+from task_files import desk
 from tiny_base import write_base
 
 pytestmark = pytest.mark.slow
 
 # accuracy decides, so that times measured do not: two builds must choose the same
-TASK = """\
-[task]
-name = "desk"
-kind = "classify"
-threads = 1
-[data]
-train = "rows.csv"
+TASK = desk("""\
 [base]
 name = "./base"
 [budget]
@@ -33,7 +28,7 @@ name = "majority"
 [[candidate]]
 name = "finetune"
 recipe = { epochs = 12, batch_size = 8, learning_rate = 1e-4, few_shot = "off", checkpoint_seconds = 0.0 }
-"""
+""")
 ROWS = messages(20)
 
 

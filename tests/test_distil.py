@@ -15,8 +15,9 @@ from alambic.errors import EngineError, TrainError
 from alambic.events import Progress, drain
 from alambic.model.encoder import Encoder
 from alambic.model.student import check_smaller, depth, read_alike, same_pieces, shallower, spread, with_head_of
-from alambic.train.distil import DistilParams, Lesson, distil, hard_loss, soft_loss
+from alambic.train.distil import DistilParams, distil
 from alambic.train.finetune import FinetuneParams, finetune
+from alambic.train.lesson import Lesson, hard_loss, soft_loss
 from alambic.train.relations import Relations, relation_loss
 from alambic.train.states import States, mapped, state_loss
 from alambic.train.static import StaticParams, distil_static, start_vectors

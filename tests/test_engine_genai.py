@@ -171,6 +171,11 @@ def test_score_agrees_with_transformers_when_texts_differ_in_length(writer, tiny
         assert got == pytest.approx(expected, abs=2e-3)
 
 
+def test_score_names_the_prompt_when_it_is_empty(writer):
+    with pytest.raises(EngineError, match="prompt 1 is empty: nothing can be said of its first token"):
+        writer.score([ask("x"), GenerationRequest(text="")], ["the cat", "a dog"])
+
+
 def test_logprobs_are_those_of_score_when_asked(writer):
     request = GenerationRequest(text="the cat", sampling=Sampling(max_tokens=30, logprobs=True))
     for temperature in (0.0, 1.0):

@@ -10,46 +10,26 @@ from alambic.build.writing.guessing import _modes
 from alambic.errors import EngineError, TaskError
 from alambic.measure.generation_speed import Timed
 from alambic.task import load_task
-
-TASK = """
-[task]
-name = "echo"
-kind = "generate"
-threads = 1
-[data]
-train = "rows.csv"
-[base]
-name = "{base}"
-[answer]
-max_tokens = 12
-{answer}
-[[candidate]]
-name = "{candidate}"
-{recipe}
-"""
+from task_files import write_echo
 
 
-def write_task(folder, *, base="none", answer="", candidate="base", recipe=""):
-    words = ["cat", "dog", "mat", "sat", "ran", "the", "see", "def", "naïve", "garçon"]
-    rows = [f"{a} {b} {c}" for a in words for b in words for c in ("on a", "to see", "and the") if a != b]
-    (folder / "rows.csv").write_text("text;answer\n" + "".join(f"{row};{row}\n" for row in rows), "utf-8")
-    path = folder / "task.toml"
-    path.write_text(TASK.format(base=base, answer=answer, candidate=candidate, recipe=recipe), "utf-8")
-    return path
+def at(base):
+    """Return the key of [base] that names a folder."""
+    return f'name = "{base.as_posix()}"'
 
 
 @pytest.mark.parametrize(
     ("answer", "kept"), [("lookup = true", True), ("lookup = 6", 6), ('lookup = "auto"', "auto"), ("", False)]
 )
 def test_lookup_is_read_when_the_task_file_has_it(tmp_path, answer, kept):
-    lookup = load_task(write_task(tmp_path, answer=answer)).answer.lookup
+    lookup = load_task(write_echo(tmp_path, answer=answer)).answer.lookup
     assert lookup == kept and type(lookup) is type(kept)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ("lookup = 0", r"task\.toml:12: answer\.lookup: got 0; allowed: true, false, 'auto', or 1 to 32 tokens"),
+        ("lookup = 0", r"task\.toml:13: answer\.lookup: got 0; allowed: true, false, 'auto', or 1 to 32 tokens"),
         ('lookup = "yes"', "got 'yes'"),
         ("lookup = 2.5", "got 2.5"),
         ('lookup = 3\ndraft = "small"', "guesses from the prompt or with a draft"),
@@ -58,7 +38,7 @@ def test_lookup_is_read_when_the_task_file_has_it(tmp_path, answer, kept):
 )
 def test_task_is_refused_when_guessing_is_wrong(tmp_path, answer, said):
     with pytest.raises(TaskError, match=said):
-        load_task(write_task(tmp_path, answer=answer))
+        load_task(write_echo(tmp_path, answer=answer))
 
 
 @pytest.mark.parametrize(
@@ -74,17 +54,14 @@ def test_task_is_refused_when_its_adapter_cannot_stay_beside(tmp_path, recipe, s
     from alambic.build.writing.prepare import find_base
 
     with pytest.raises(TaskError, match=said):
-        find_base(load_task(write_task(tmp_path, candidate="finetune", recipe=recipe)))
+        find_base(load_task(write_echo(tmp_path, candidate="finetune", recipe=recipe)))
 
 
 def test_adapter_beside_is_refused_when_the_base_is_made_from_scratch(tmp_path):
     pytest.importorskip("torch")
     from alambic.build.writing.prepare import find_base
 
-    path = write_task(
-        tmp_path, base='scratch"\nparameters = 100_000\n#"', candidate="finetune",
-        recipe='recipe = { adapter = "beside" }',
-    )  # fmt: skip
+    path = write_echo(tmp_path, candidate="finetune", recipe='recipe = { adapter = "beside" }')
     with pytest.raises(TaskError, match="a base from scratch is trained whole"):
         find_base(load_task(path))
 
@@ -145,7 +122,7 @@ def built(tmp_path_factory, private_cache):
     plain, _ = tiny_model(tmp_path_factory)
     folder = tmp_path_factory.mktemp("beside")
     recipe = 'recipe = { adapter = "beside", rank = 4, epochs = 1, batch_size = 16 }'
-    task = write_task(folder, base=plain.as_posix(), answer="lookup = 3", candidate="finetune", recipe=recipe)
+    task = write_echo(folder, base=at(plain), answer="lookup = 3", candidate="finetune", recipe=recipe)
     return folder, build(task, out=folder / "run")
 
 
@@ -202,7 +179,7 @@ def test_packed_base_is_found_again_and_shared_when_another_task_is_built(
     monkeypatch.setenv("XDG_CACHE_HOME", str(private_cache))
     plain, _ = tiny_model(tmp_path_factory)
     recipe = 'recipe = { adapter = "beside", rank = 2, steps = 2 }'
-    task = write_task(tmp_path, base=plain.as_posix(), candidate="finetune", recipe=recipe)
+    task = write_echo(tmp_path, base=at(plain), candidate="finetune", recipe=recipe)
     events = []
     second = build(task, out=tmp_path / "run", on_event=events.append)
     assert [event for event in events if isinstance(event, Skipped) and event.stage == "base.fp16"]
@@ -223,8 +200,9 @@ def test_draft_is_measured_and_carried_when_it_is_faster(built, tmp_path, tmp_pa
 
     plain, _ = tiny_model(tmp_path_factory)
     (tmp_path / "small").mkdir()
-    small = build(write_task(tmp_path / "small", base=plain.as_posix()), out=tmp_path / "small" / "run")
-    task = write_task(tmp_path, base=plain.as_posix(), answer=f'draft = "{small.bundle.as_posix()}"')
+    alone = write_echo(tmp_path / "small", base=at(plain), candidate="base")
+    small = build(alone, out=tmp_path / "small" / "run")
+    task = write_echo(tmp_path, base=at(plain), candidate="base", answer=f'draft = "{small.bundle.as_posix()}"')
     measured = {}
 
     def drafted(found):

@@ -176,11 +176,6 @@ def _count(rows: Sequence[Any], key: Any) -> dict[str, int]:
 
 def datasheet(figures: dict[str, Any]) -> str:
     """Return the datasheet as Markdown."""
-    used = {name.rsplit(" (", 1)[0] for name in figures["by_source"]}
-    shared = sorted(name for name, source in SOURCES.items() if source.share_alike and name in used)
-    origins = [
-        f"- `{name}`: {source.origin}, {source.licence}" for name, source in (SOURCES | CORPUS).items() if name in used
-    ]
     lines = [
         "# Instruction rows: datasheet",
         "",
@@ -189,6 +184,37 @@ def datasheet(figures: dict[str, Any]) -> str:
         "",
         _table("family (language)", figures["by_family"]),
         _table("source (licence)", figures["by_source"]),
+        *_origins(figures),
+        "## What was changed",
+        "",
+        "Passages and articles longer than the context are cut at the end of a sentence before the row is made "
+        f"({figures['cut']:,} rows, "
+        "marked `cut`); an answer's own sentence always stays. Rows that still do not fit 512 tokens are left out: "
+        f"{sum(figures['left_out_long'].values()):,}. Doubles left out: {figures['left_out_double']:,}.",
+        "",
+        *_held_out(figures),
+        "## Preferences",
+        "",
+        f"{figures['pairs']['train']:,} pairs to learn, {figures['pairs']['valid']:,} held out.",
+        "",
+        _table("fault of the rejected answer (language)", figures["pairs"]["by_fault"]),
+        *_lengths(figures["tokens"]),
+        "## Limits",
+        "",
+        "Questions about invented documents are worded by hand but follow their fields; real ones are more varied. "
+        "News are of 2016 to 2020. No row was checked by a second person.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _origins(figures: dict[str, Any]) -> list[str]:
+    used = {name.rsplit(" (", 1)[0] for name in figures["by_source"]}
+    shared = sorted(name for name, source in SOURCES.items() if source.share_alike and name in used)
+    origins = [
+        f"- `{name}`: {source.origin}, {source.licence}" for name, source in (SOURCES | CORPUS).items() if name in used
+    ]
+    return [
         "## Where it comes from",
         "",
         *origins,
@@ -198,48 +224,32 @@ def datasheet(figures: dict[str, Any]) -> str:
         "Only training parts, of sets whose trained weights may be shipped."
         + (f" Share-alike: {', '.join(shared)}; rows made of them keep that licence and its notice." if shared else ""),
         "",
-        "## What was changed",
-        "",
-        "Passages and articles longer than the context are cut at the end of a sentence before the row is made "
-        f"({figures['cut']:,} rows, "
-        "marked `cut`); an answer's own sentence always stays. Rows that still do not fit 512 tokens are left out: "
-        f"{sum(figures['left_out_long'].values()):,}. Doubles left out: {figures['left_out_double']:,}.",
-        "",
+    ]
+
+
+def _held_out(figures: dict[str, Any]) -> list[str]:
+    left_out = figures["left_out_held_out"]
+    most = ", ".join(f"{where} {n:,}" for where, n in list(left_out.items())[:8])
+    return [
         "## Held-out texts",
         "",
         f"{figures['held_out_texts']:,} texts of test and dev parts were looked for in every row and pair, by letters "
         "and digits (whole up to 260, by first, middle and last 160 when longer; under 40 as a line). Rows that held "
-        f"one are left out: {sum(figures['left_out_held_out'].values()):,}"
-        + (
-            ""
-            if not figures["left_out_held_out"]
-            else " (" + ", ".join(f"{where} {n:,}" for where, n in list(figures["left_out_held_out"].items())[:8]) + ")"
-        )
-        + ".",
-        "",
-        "## Preferences",
-        "",
-        f"{figures['pairs']['train']:,} pairs to learn, {figures['pairs']['valid']:,} held out.",
-        "",
-        _table("fault of the rejected answer (language)", figures["pairs"]["by_fault"]),
-    ]
-    if figures["tokens"]:
-        t = figures["tokens"]
-        lines += [
-            "## Length",
-            "",
-            f"With the tokenizer of {t['tokenizer']}: mean {t['mean']:.0f} tokens, 95% within {t['p95']}, longest "
-            f"{t['longest']}; rows over 512 that were left out: {t['over']:,}.",
-            "",
-        ]
-    lines += [
-        "## Limits",
-        "",
-        "Questions about invented documents are worded by hand but follow their fields; real ones are more varied. "
-        "News are of 2016 to 2020. No row was checked by a second person.",
+        f"one are left out: {sum(left_out.values()):,}{f' ({most})' if most else ''}.",
         "",
     ]
-    return "\n".join(lines)
+
+
+def _lengths(tokens: dict[str, Any] | None) -> list[str]:
+    if not tokens:
+        return []
+    return [
+        "## Length",
+        "",
+        f"With the tokenizer of {tokens['tokenizer']}: mean {tokens['mean']:.0f} tokens, 95% within {tokens['p95']}, "
+        f"longest {tokens['longest']}; rows over 512 that were left out: {tokens['over']:,}.",
+        "",
+    ]
 
 
 def _table(title: str, counts: dict[str, int]) -> str:

@@ -28,7 +28,7 @@ from alambic.workspace import Stage, StageSpec
 
 if TYPE_CHECKING:
     from alambic.model.encoder import Encoder
-    from alambic.train.distil import Lesson
+    from alambic.train.lesson import Lesson
     from alambic.train.teacher import Answers, Ask
 
 TEACHERS = ("finetune", "tfidf-svm", "logreg", "knn")
@@ -342,7 +342,7 @@ def _rows(ctx: Context, train: Dataset, copies: int) -> Dataset:
 
 def _lesson(ctx: Context, taught: _Taught, first: Encoder) -> Work[Lesson]:
     """Ask every teacher; what one answered before is not asked again."""
-    from alambic.train.distil import Lesson
+    from alambic.train.lesson import Lesson
     from alambic.train.teacher import encoder_answers, mean_answers, teacher_answers
 
     texts, root = taught.rows.texts, ctx.workspace.root / "teachers"

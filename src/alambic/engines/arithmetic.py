@@ -16,7 +16,7 @@ _log = logging.getLogger("alambic")
 
 @cache
 def has_bf16() -> bool:
-    """Tell whether this CPU multiplies bf16 in hardware, as OpenVINO sees it."""
+    """Tell whether this CPU multiplies bf16 in hardware, as OpenVINO sees it; torch is asked by `train.precision`."""
     capabilities = _extras.load("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in capabilities
 

@@ -18,7 +18,7 @@ from alambic.engines import genai_options as options
 from alambic.engines.genai_answer import Answer
 from alambic.engines.genai_core import BLOCK_TOKENS, Core, CoreSpec
 from alambic.engines.genai_loop import Loop
-from alambic.engines.genai_score import Scorer
+from alambic.engines.genai_score import Row, Scorer
 from alambic.engines.grammar import Grammar, compile_schema
 from alambic.engines.loop_writer import FINISH_S, LoopWriter, check_sampling
 from alambic.engines.tokens import read_tokenizer
@@ -69,11 +69,7 @@ class GenAIWriter(LoopWriter):
         Raises:
             EngineError: it cannot be opened.
         """
-        if most_running < 1 or prompt_step < BLOCK_TOKENS or draft_tokens < 1:
-            raise EngineError(
-                f"most_running {most_running}, prompt_step {prompt_step}, draft_tokens {draft_tokens}: "
-                f"they are at least 1, {BLOCK_TOKENS} and 1"
-            )
+        _check_numbers(most_running, prompt_step, draft_tokens)
         super().__init__(folder, params, threads=threads)
         if draft is not None:
             check_draft(folder, draft)
@@ -114,20 +110,6 @@ class GenAIWriter(LoopWriter):
         if (self.folder / "openvino_detokenizer.xml").is_file():  # the grammar needs the vocabulary that is in there
             able.add("json_schema")
         return frozenset(able)
-
-    def score(self, prompts: Sequence[GenerationRequest], continuations: Sequence[str]) -> list[list[float]]:
-        """Return the natural log-probability of each token of each continuation, given its prompt.
-
-        Raises:
-            InputTooLong: prompt and continuation do not fit the context.
-        """
-        rows = []
-        for prompt, continuation in zip(prompts, continuations, strict=True):
-            ids = self.token_ids(prompt)
-            after = self._ids(continuation, special=False)
-            self._check_fits(len(ids), len(after))
-            rows.append((ids, after))
-        return self._scorer.score(rows)
 
     def describe(self) -> dict[str, Any]:
         """Return engine, version, properties and threads, as JSON values."""
@@ -176,6 +158,9 @@ class GenAIWriter(LoopWriter):
             grammar=grammar, style=style, adapter=self._adapter,
         )  # fmt: skip
 
+    def _score(self, rows: Sequence[Row]) -> list[list[float]]:
+        return self._scorer.score(rows)
+
     def _check_schema(self, sampling: Sampling) -> None:
         if sampling.json_schema is None:
             return
@@ -219,8 +204,7 @@ class GenAIWriter(LoopWriter):
 
     def _limit(self, prompt: int, max_tokens: int | None) -> int:
         """Return how many tokens may be written."""
-        self._check_fits(prompt, 1 if max_tokens is None else max_tokens, asked=max_tokens)
-        room = min(self.context_tokens, self._room) - prompt
+        room = self._check_fits(prompt, 1 if max_tokens is None else max_tokens, asked=max_tokens)
         return room if max_tokens is None else max_tokens
 
     @property
@@ -228,9 +212,10 @@ class GenAIWriter(LoopWriter):
         """Tokens that the cache holds at all."""
         return (self._spec.cache_blocks - 1) * BLOCK_TOKENS
 
-    def _check_fits(self, prompt: int, after: int, *, asked: int | None = None) -> None:
-        if prompt + after <= min(self.context_tokens, self._room):
-            return
+    def _check_fits(self, prompt: int, after: int, *, asked: int | None = None) -> int:
+        room = min(self.context_tokens, self._room) - prompt
+        if after <= room:
+            return room
         more = "" if asked is None else f" and max_tokens is {asked}"
         limit = f"the model reads {self.context_tokens} in all"
         hint = "shorten the input" if asked is None else "shorten the input, or lower max_tokens"
@@ -238,6 +223,14 @@ class GenAIWriter(LoopWriter):
             limit += f", and its cache of {self._cache_mb:.0f} MB holds {self._room}"
             hint += ", or raise cache_mb"
         raise InputTooLong(f"the prompt has {prompt} tokens{more}; {limit}", hint=hint)
+
+
+def _check_numbers(most_running: int, prompt_step: int, draft_tokens: int) -> None:
+    if most_running < 1 or prompt_step < BLOCK_TOKENS or draft_tokens < 1:
+        raise EngineError(
+            f"most_running {most_running}, prompt_step {prompt_step}, draft_tokens {draft_tokens}: "
+            f"they are at least 1, {BLOCK_TOKENS} and 1"
+        )
 
 
 def check_draft(folder: Path, draft: Path) -> None:

@@ -45,11 +45,8 @@ class Scorer:
             rows: ids of a prompt, which is not empty, and ids of what follows it.
 
         Raises:
-            EngineError: a prompt is empty, or the model cannot be run.
+            EngineError: the model cannot be run.
         """
-        for i, (before, _) in enumerate(rows):
-            if not before:
-                raise EngineError(f"prompt {i} is empty: nothing can be said of its first token")
         out: list[list[float]] = [[] for _ in rows]
         asked = [i for i, (_, after) in enumerate(rows) if after]
         lengths = [len(rows[i][0]) + len(rows[i][1]) for i in asked]

@@ -15,6 +15,7 @@ from alambic import _extras
 from alambic.engines.genai_answer import Answer
 from alambic.engines.genai_loop import Loop
 from alambic.engines.genai_options import TOKENIZER
+from alambic.engines.genai_score import Row
 from alambic.engines.graph_core import GraphCore, Graphs, GraphSpec, log_probability
 from alambic.engines.loop_writer import FINISH_S, LoopWriter, check_sampling
 from alambic.errors import EngineError, InputTooLong
@@ -75,22 +76,6 @@ class GraphWriter(LoopWriter):
             return self._ids(source_text(request.chat), special=True)
         return super().token_ids(request)
 
-    def score(self, prompts: Sequence[GenerationRequest], continuations: Sequence[str]) -> list[list[float]]:
-        """Return the natural log-probability of each token of each continuation, given its prompt.
-
-        Raises:
-            InputTooLong: prompt and continuation do not fit the context.
-        """
-        rows = []
-        for prompt, continuation in zip(prompts, continuations, strict=True):
-            ids = self.token_ids(prompt)
-            after = self._ids(continuation, special=False)
-            self._check_fits(len(ids), len(after))
-            if not ids:
-                raise EngineError("a prompt is empty: nothing can be said of its first token")
-            rows.append((ids, after))
-        return [self._score(ids, after) if after else [] for ids, after in rows]
-
     def describe(self) -> dict[str, Any]:
         """Return engine, version, properties and threads, as JSON values."""
         return {
@@ -140,8 +125,7 @@ class GraphWriter(LoopWriter):
         }
 
     def _check_fits(self, prompt: int, after: int) -> int:
-        """Return how many tokens may be written after `prompt` tokens; an encoder-decoder counts them apart."""
-        room = self.context_tokens - (0 if self._paired else prompt)
+        room = self.context_tokens - (0 if self._paired else prompt)  # an encoder-decoder counts them apart
         if prompt > self.context_tokens or after > room:
             each = " of each" if self._paired else " in all"
             raise InputTooLong(
@@ -151,7 +135,10 @@ class GraphWriter(LoopWriter):
             )
         return room
 
-    def _score(self, ids: Sequence[int], after: Sequence[int]) -> list[float]:
+    def _score(self, rows: Sequence[Row]) -> list[list[float]]:
+        return [self._score_one(ids, after) if after else [] for ids, after in rows]
+
+    def _score_one(self, ids: Sequence[int], after: Sequence[int]) -> list[float]:
         reading = self._graphs.reading(ids)
         try:
             logits = reading.logits(after[:-1], rows=len(after))  # [K, V]

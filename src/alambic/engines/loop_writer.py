@@ -1,4 +1,4 @@
-"""What the writers share that read ids and answer through a `Loop`: tokenizer, template, answers in order, the end."""
+"""What the writers share that read ids and answer through a `Loop`: tokenizer, template, answers in order, scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Self
 from alambic.engines.arithmetic import computed
 from alambic.engines.genai_answer import Answer, Pieces, Voice
 from alambic.engines.genai_options import DEFAULTS, TEMPLATE, TOKENIZER, GenAIParams
+from alambic.engines.genai_score import Row
 from alambic.engines.tokens import read_tokenizer
 from alambic.engines.toolcalls import parse, style_of
 from alambic.errors import EngineError
@@ -87,6 +88,22 @@ class LoopWriter(ABC):
             )
         return self._ids(self._template.render(request.chat, reply=True), special=False)
 
+    def score(self, prompts: Sequence[GenerationRequest], continuations: Sequence[str]) -> list[list[float]]:
+        """Return the natural log-probability of each token of each continuation, given its prompt.
+
+        Raises:
+            InputTooLong: prompt and continuation do not fit the context.
+            EngineError: a prompt is empty, or the model cannot be run.
+        """
+        rows: list[Row] = []
+        for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+            ids, after = self.token_ids(prompt), self._ids(continuation, special=False)
+            self._check_fits(len(ids), len(after))
+            if not ids:
+                raise EngineError(f"prompt {i} is empty: nothing can be said of its first token")
+            rows.append((ids, after))
+        return self._score(rows)
+
     @abstractmethod
     def close(self, *, finish_s: float = FINISH_S) -> None:
         """Free the model; what runs has `finish_s` seconds to finish, then it is cancelled."""
@@ -102,6 +119,14 @@ class LoopWriter(ABC):
     @abstractmethod
     def _answer(self, request: GenerationRequest) -> Answer:
         """Check a request and make the answer that will be written to it."""
+
+    @abstractmethod
+    def _check_fits(self, prompt: int, after: int) -> int:
+        """Return how many tokens may be written after `prompt` tokens; raise InputTooLong when `after` are more."""
+
+    @abstractmethod
+    def _score(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Return the log-probability of each id that follows a prompt, which is not empty."""
 
     def _engine_settings(self, cache_dir: Path | None) -> dict[str, str | int | bool]:
         """Return what the model is compiled with: its properties, the threads, and where compiled models are kept."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from alambic._extras import load
 from alambic.errors import BaseModelError
 from alambic.model.bases import read_json, weight_files
+from alambic.model.folder import whole_model
 
 FORMAT = 1
 _WHOLE = 1_500_000_000
@@ -78,19 +77,15 @@ def save_adapter(wrapped: Any, folder: Path, *, base: dict[str, str], method: st
         base: with `name` and `digest` (of `model_digest`).
         method: ``lora``, ``dora`` or ``qlora``.
     """
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    wrapped.save_pretrained(str(beside), safe_serialization=True, save_embedding_layers=False)
-    (beside / "README.md").unlink(missing_ok=True)  # a form to fill in
-    config = read_json(beside / "adapter_config.json")
-    config["base_model_name_or_path"] = base.get("name", "")
-    config["target_modules"] = sorted(config["target_modules"])  # a set there: another order at each saving
-    _write(beside / "adapter_config.json", config)
-    _write(beside / "alambic.json", {"format": FORMAT, "type": "adapter", "method": method, "base": base})
-    (beside / "adapter_model.safetensors").chmod(0o644)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(beside, folder)
+    with whole_model(folder) as beside:
+        wrapped.save_pretrained(str(beside), safe_serialization=True, save_embedding_layers=False)
+        (beside / "README.md").unlink(missing_ok=True)  # a form to fill in
+        config = read_json(beside / "adapter_config.json")
+        config["base_model_name_or_path"] = base.get("name", "")
+        config["target_modules"] = sorted(config["target_modules"])  # a set there: another order at each saving
+        _write(beside / "adapter_config.json", config)
+        _write(beside / "alambic.json", {"format": FORMAT, "type": "adapter", "method": method, "base": base})
+        (beside / "adapter_model.safetensors").chmod(0o644)
     return Adapter.load(folder)
 
 

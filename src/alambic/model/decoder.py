@@ -10,12 +10,12 @@ Weights are read from safetensors only, and code that comes with a base is never
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -28,6 +28,7 @@ from alambic.errors import BaseModelError
 from alambic.kinds.chat import Chat
 from alambic.model.bases import read_json, weight_files
 from alambic.model.encoder import _quiet as quiet
+from alambic.model.folder import whole_model
 from alambic.model.tokenizer import SPIECE, read_tokenizer
 from alambic.render import PLAIN_TEMPLATE, ChatTemplate
 
@@ -139,22 +140,13 @@ class Decoder:
             folder: an existing one is replaced.
             dtype: of the written weights; as in memory when None.
         """
-        beside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_weights(self.model, beside, dtype=dtype)
         generation = transformers.GenerationConfig(
             bos_token_id=self.model.config.bos_token_id, eos_token_id=list(self.ends), do_sample=False,
             pad_token_id=self.pad_id,
         )  # fmt: skip
-        generation.save_pretrained(beside)
-        save_tokenizer(self.tokenizer, beside, self._tokenizer_config(), copies=self.extra_files)
-        (beside / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
-        spec = {"format": FORMAT, "type": "decoder", **asdict(self.spec)}
-        (beside / "alambic.json").write_text(json.dumps(spec, ensure_ascii=False, indent=1), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(beside, folder)
+        with saved_model(self.model, folder, self.spec, of="decoder", generation=generation, dtype=dtype) as beside:
+            save_tokenizer(self.tokenizer, beside, self._tokenizer_config(), copies=self.extra_files)
+            (beside / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
 
     @property
     def architecture(self) -> str:
@@ -295,6 +287,33 @@ def check_weights(folder: Path) -> None:
     weight_files(folder)
 
 
+@contextmanager
+def saved_model(
+    model: nn.Module,
+    folder: Path,
+    spec: DecoderSpec,
+    *,
+    of: Literal["decoder", "seq2seq"],
+    generation: transformers.GenerationConfig,
+    dtype: torch.dtype | None,
+) -> Iterator[Path]:
+    """Write what every model that writes has (weights, settings of generation, alambic.json) as `folder`, whole.
+
+    The block writes the rest, its tokenizer, into the folder that it is given.
+    """
+    with whole_model(folder) as beside:
+        save_weights(model, beside, dtype=dtype)
+        generation.save_pretrained(beside)
+        save_spec(beside, asdict(spec), of=of)
+        yield beside
+
+
+def save_spec(folder: Path, spec: Mapping[str, Any], *, of: Literal["decoder", "seq2seq"]) -> None:
+    """Write alambic.json, with the fields of `DecoderSpec`."""
+    whole = {"format": FORMAT, "type": of, **spec}
+    (folder / "alambic.json").write_text(json.dumps(whole, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
 def save_weights(model: nn.Module, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write config.json and safetensors of `model`, converted to `dtype` one weight at a time."""
     config = model.config
@@ -341,9 +360,18 @@ def _load_model(
         text = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).text_config
         options |= {"config": text, "key_mapping": {f"^{prefix}": "model." for prefix in _WRAPPERS[wrapper]}}
         options["key_mapping"] |= {"^language_model.lm_head": "lm_head"}
+    return load_weights(transformers.AutoModelForCausalLM, folder, **options)
+
+
+def load_weights(kind: Any, folder: Path, **options: Any) -> nn.Module:
+    """Read config.json and safetensors by transformers' class `kind`; code that comes with them is never run.
+
+    Raises:
+        BaseModelError: they are damaged, or weights are missing.
+    """
     try:
         with quiet():
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            model, info = kind.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
                 output_loading_info=True, **options,
             )  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 
 from alambic.errors import BaseModelError
 from alambic.model.bases import ARCHITECTURES, Base, read_json, resolve, weight_files
+from alambic.model.folder import whole_model
 
 FORMAT = 1
 # Their pooler is trained for next-sentence prediction and never used here.
@@ -89,20 +88,15 @@ class Encoder(nn.Module):  # type: ignore[misc]
 
     def save(self, folder: Path) -> None:
         """Write the Model directory: beside first, then moved into place, so that `folder` is never half-written."""
-        beside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        config = copy.deepcopy(self.backbone.config)
-        config.save_pretrained(beside)
-        _write_weights(beside / "model.safetensors", dict(self.backbone.state_dict()))
-        if self.head is not None:
-            _write_weights(beside / "head.safetensors", dict(self.head.state_dict()))
-        self.tokenizer.save(str(beside / "tokenizer.json"))
-        _write_json(beside / "tokenizer_config.json", self._tokenizer_config())
-        _write_json(beside / "alambic.json", self._manifest())
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(beside, folder)
+        with whole_model(folder) as beside:
+            config = copy.deepcopy(self.backbone.config)
+            config.save_pretrained(beside)
+            _write_weights(beside / "model.safetensors", dict(self.backbone.state_dict()))
+            if self.head is not None:
+                _write_weights(beside / "head.safetensors", dict(self.head.state_dict()))
+            self.tokenizer.save(str(beside / "tokenizer.json"))
+            _write_json(beside / "tokenizer_config.json", self._tokenizer_config())
+            _write_json(beside / "alambic.json", self._manifest())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return logits [B, L] with a head, else embeddings [B, H]."""

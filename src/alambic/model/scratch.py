@@ -15,8 +15,6 @@ Fill-in-the-middle has ``<|fim_prefix|>``, ``<|fim_suffix|>`` and ``<|fim_middle
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +27,9 @@ from torch import nn
 from alambic.errors import BaseModelError
 from alambic.kinds.chat import Chat
 from alambic.model import tokenizer_training
-from alambic.model.decoder import FORMAT, save_tokenizer
+from alambic.model.decoder import save_spec, save_tokenizer
 from alambic.model.encoder import _quiet as quiet
+from alambic.model.folder import whole_model
 from alambic.model.tokenizer_training import END, PAD, START, TEMPLATE
 
 SPECIAL = (START, PAD, END, "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>", "<|fim_prefix|>",
@@ -217,20 +216,15 @@ def _random(config: Any, *, seed: int) -> nn.Module:
 
 
 def _save(model: nn.Module, tokenizer: Tokenizer, out: Path, record: dict[str, Any], shape: str) -> None:
-    beside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    with quiet():
-        model.save_pretrained(beside)
-    for path in beside.glob("*.safetensors"):
-        path.chmod(0o644)
     config = {"eos_token": END, "pad_token": PAD, "add_bos_token": False, "add_eos_token": shape != "decoder",
               "model_max_length": record["context_tokens"]}  # fmt: skip
-    if shape == "decoder":
-        config["bos_token"] = START
-        (beside / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    save_tokenizer(tokenizer, beside, config)
-    whole = {"format": FORMAT, "type": "decoder" if shape == "decoder" else "seq2seq", **record}
-    (beside / "alambic.json").write_text(json.dumps(whole, ensure_ascii=False, indent=1), encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(beside, out)
+    with whole_model(out) as beside:
+        with quiet():
+            model.save_pretrained(beside)
+        for path in beside.glob("*.safetensors"):
+            path.chmod(0o644)
+        if shape == "decoder":
+            config["bos_token"] = START
+            (beside / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+        save_tokenizer(tokenizer, beside, config)
+        save_spec(beside, record, of="decoder" if shape == "decoder" else "seq2seq")

@@ -8,17 +8,14 @@ It knows no conversations: a row is one user message (after a system message, if
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -27,7 +24,7 @@ from alambic.errors import BaseModelError, DataError
 from alambic.kinds.chat import Chat
 from alambic.model.bases import read_json
 from alambic.model.decoder import FAMILIES as DECODERS
-from alambic.model.decoder import FORMAT, Decoder, DecoderSpec, check_weights, save_tokenizer, save_weights
+from alambic.model.decoder import Decoder, DecoderSpec, check_weights, load_weights, save_tokenizer, saved_model
 from alambic.model.encoder import _quiet as quiet
 from alambic.model.tokenizer import SPIECE, read_tokenizer
 
@@ -64,7 +61,8 @@ class Seq2Seq:
                 hint="allowed: " + ", ".join(FAMILIES) + " (code that comes with a model is never run)",
             )
         check_weights(folder)
-        model = _load_model(folder, dtype=dtype)
+        stored = "auto" if dtype is None else dtype
+        model = load_weights(transformers.AutoModelForSeq2SeqLM, folder, dtype=stored)
         tokenizer, files = load_tokenizer(folder)
         positions = config.get("max_position_embeddings") or config.get("n_positions") or 512
         spec = DecoderSpec(str(kind), int(positions), sum(p.numel() for p in model.parameters()))
@@ -79,22 +77,14 @@ class Seq2Seq:
 
     def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Write Hugging Face layout: beside first, then moved into place."""
-        beside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_weights(self.model, beside, dtype=dtype)
-        self.model.generation_config.save_pretrained(beside)
-        if isinstance(self.tokenizer, Tokenizer):
-            limits = {"model_max_length": self.spec.context_tokens}
-            save_tokenizer(self.tokenizer, beside, {**self.special, **limits}, copies=self.extra_files)
-        else:
-            for path in self.extra_files:
-                shutil.copyfile(path, beside / path.name)
-        spec = {"format": FORMAT, "type": "seq2seq", **asdict(self.spec)}
-        (beside / "alambic.json").write_text(json.dumps(spec, ensure_ascii=False, indent=1), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(beside, folder)
+        generation = self.model.generation_config
+        with saved_model(self.model, folder, self.spec, of="seq2seq", generation=generation, dtype=dtype) as beside:
+            if isinstance(self.tokenizer, Tokenizer):
+                limits = {"model_max_length": self.spec.context_tokens}
+                save_tokenizer(self.tokenizer, beside, {**self.special, **limits}, copies=self.extra_files)
+            else:
+                for path in self.extra_files:
+                    shutil.copyfile(path, beside / path.name)
 
     @property
     def architecture(self) -> str:
@@ -226,23 +216,6 @@ def load_writer(folder: Path, *, dtype: torch.dtype | None = None) -> Decoder | 
             hint="allowed: " + ", ".join([*DECODERS, "mistral3", *FAMILIES]),
         )
     return Decoder.load(folder, dtype=dtype)
-
-
-def _load_model(folder: Path, *, dtype: torch.dtype | None) -> nn.Module:
-    try:
-        with quiet():
-            model, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                dtype="auto" if dtype is None else dtype, output_loading_info=True,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BaseModelError(f"{folder}: the weights cannot be loaded ({error})") from error
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
-        raise BaseModelError(f"{folder}: {len(info['missing_keys'])} weights are missing, the first is {first!r}",
-                             hint="the weights do not belong to this config.json")  # fmt: skip
-    model.eval()
-    return model
 
 
 def load_tokenizer(folder: Path) -> tuple[Tokenizer | Any, tuple[Path, ...]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from alambic.errors import BaseModelError
 from alambic.model.bases import Base, read_json
 from alambic.model.encoder import Encoder, ModelSpec
+from alambic.model.folder import whole_model
 
 FORMAT = 1
 
@@ -95,18 +94,15 @@ class Tagger(nn.Module):  # type: ignore[misc]
 
     def save(self, folder: Path) -> None:
         """Write the Model directory: beside first, then moved into place."""
-        beside = folder.with_name(f".{folder.name}.tagger.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        self.encoder.save(beside)
         heads = {name: value.detach().to(torch.float32).contiguous() for name, value in self.heads()}
-        (beside / "heads.safetensors").write_bytes(safetensors.torch.save(heads, metadata={"format": "pt"}))
         described: dict[str, Any] = {
             "format": FORMAT, "labels": list(self.labels), "choices": self.choices, "unit": self.unit,
             "lines": self.lines,
         }  # fmt: skip
-        (beside / "tagger.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
+        with whole_model(folder) as beside:
+            self.encoder.save(beside)
+            (beside / "heads.safetensors").write_bytes(safetensors.torch.save(heads, metadata={"format": "pt"}))
+            (beside / "tagger.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
 
     def heads(self) -> list[tuple[str, nn.Parameter]]:
         """Return the parameters that the encoder does not have."""

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from alambic.data.dataset import Dataset
 from alambic.engines import TextReader, open_part
+from alambic.engines.arithmetic import PROPERTY, has_bf16
 from alambic.errors import MissingExtra, PackError, nearest
 from alambic.events import Finished, Note, Progress, Started, Work
 from alambic.manifest import PartSpec
-from alambic.measure.machine import fingerprint
 from alambic.measure.metrics import indicators, paired_bootstrap
 from alambic.measure.speed import compare_speed
 from alambic.pack import onnx, openvino
@@ -43,7 +43,7 @@ class Form:
     properties: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
-_IN_BF16 = {**openvino.PROPERTIES, "INFERENCE_PRECISION_HINT": "bf16"}
+_IN_BF16 = {**openvino.PROPERTIES, PROPERTY: "bf16"}
 FLOAT_FORMS: dict[str, Form] = {
     "openvino-fp16": Form("openvino", "fp16", openvino.PROPERTIES),
     "openvino-bf16": Form("openvino", "fp16", _IN_BF16),
@@ -144,8 +144,7 @@ class Options:
 
 def suited(forms: Iterable[str]) -> list[str]:
     """Return those of `forms` that this CPU has instructions for; the engine would run the others as float32."""
-    has_bf16 = "bf16" in fingerprint()["flags"]
-    return [form for form in forms if has_bf16 or "bf16" not in form]
+    return [form for form in forms if FORMS[form].properties.get(PROPERTY) != "bf16" or has_bf16()]
 
 
 def pack_form(

@@ -10,17 +10,14 @@ teacher's answers are computed before (`teacher_answers`), but for the last two,
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alambic.data.dataset import Dataset
@@ -29,7 +26,8 @@ from alambic.events import Finished, Started, Work
 from alambic.model.encoder import Encoder, pad
 from alambic.model.student import read_alike
 from alambic.train.batches import Row, batch_at, epoch_order, rows_of
-from alambic.train.loop import Loop, Plan, Point
+from alambic.train.lesson import Answers, DistilResult, Lesson, StudentParams, key_of, plan_of, result_of
+from alambic.train.loop import Loop
 from alambic.train.precision import autocast, threads
 from alambic.train.recipes import read_recipe
 from alambic.train.relations import Relations, heads_of, relation_loss
@@ -38,55 +36,34 @@ from alambic.train.scoring import score
 from alambic.train.states import States, check_widths, state_loss
 
 
-@dataclass(frozen=True)
-class DistilParams:
-    """How a student follows; the defaults are what docs/lab-notes.md measured.
+@dataclass(frozen=True, kw_only=True)
+class DistilParams(StudentParams):
+    """How a smaller encoder follows; the defaults are what docs/lab-notes.md measured.
 
     Attributes:
-        seed: of every random choice.
-        epochs: passes over all texts at most.
-        steps: exact number of steps, without dev (the refit on train and dev).
-        schedule: steps over which the rate rises and falls; `steps` or those of `epochs` when None.
-        batch_size: texts a step.
-        learning_rate: peak rate of the layers.
         head_learning_rate: peak rate of the head.
         warmup: share of the steps spent rising.
         weight_decay: of matrices, not of biases.
-        softness: temperature that both label shares are compared at.
-        hard: weight of the cross-entropy with the given labels.
         hidden: weight of the distance between the vectors; says nothing where widths differ.
         relations: weight of the relations between tokens; 0 leaves them out.
         states: weight of the distance between the states of mapped layers; 0 leaves them out.
         embeddings: ``frozen`` leaves the word table as it is.
-        metric: dev score: ``accuracy``, ``macro_f1``, ``micro_f1`` or ``subset_accuracy``.
-        long: ``windows``, ``head``, ``head_tail`` or ``error``, as in the task.
         evaluations: scores on dev an epoch.
-        patience: scores without progress before stopping.
-        threads: of torch; its own choice when None.
-        checkpoint_seconds: time between two checkpoints.
     """
 
-    seed: int = 0
     epochs: float = 10.0
-    steps: int | None = None
-    schedule: int | None = None
     batch_size: int = 32
     learning_rate: float = 3e-4
     head_learning_rate: float = 5e-4
     warmup: float = 0.1
     weight_decay: float = 0.01
     softness: float = 2.0
-    hard: float = 0.2
     hidden: float = 1.0
     relations: float = 0.0
     states: float = 0.0
     embeddings: Literal["frozen", "trained"] = "frozen"
-    metric: str = "accuracy"
-    long: str = "windows"
     evaluations: int = 1
     patience: int = 4
-    threads: int | None = None
-    checkpoint_seconds: float = 60.0
 
     @classmethod
     def from_recipe(cls, recipe: Mapping[str, Any], **known: Any) -> DistilParams:
@@ -100,53 +77,6 @@ class DistilParams:
             weights = "hard, hidden, relations, states"
             raise TrainError(f"recipe of distil: softness is above 0, and no weight ({weights}) below 0")
         return params
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a student learns from.
-
-    Attributes:
-        rows: labelled texts first, then texts without labels.
-        labelled: how many are labelled.
-        logits: the teacher's [N, L].
-        vectors: the teacher's pooled embeddings [N, H]; None where no single encoder taught.
-    """
-
-    rows: Dataset
-    labelled: int
-    logits: NDArray[np.float32]
-    vectors: NDArray[np.floating] | None = None
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of all of it."""
-        total = hashlib.sha256(f"{self.rows.digest} {self.labelled}".encode())
-        total.update(self.logits.tobytes())
-        if self.vectors is not None:
-            total.update(self.vectors.tobytes())
-        return total.hexdigest()
-
-
-@dataclass(frozen=True)
-class DistilResult:
-    """What came out.
-
-    Attributes:
-        steps: of the weights kept; give it as `DistilParams.steps` to refit on more rows.
-        schedule: steps of the whole schedule; give it too when refitting.
-        best_dev: dev score of the kept weights.
-        history: every score on dev.
-        seconds: training time.
-        interrupted: stopped by Ctrl-C before its end.
-    """
-
-    steps: int
-    schedule: int
-    best_dev: float | None
-    history: tuple[Point, ...]
-    seconds: float
-    interrupted: bool = False
 
 
 def distil(
@@ -187,8 +117,7 @@ class _Run:
         self.dev = None if params.steps is not None else dev
         self.rows = rows_of(student, lesson.rows, long=params.long)
         self.dev_rows = [] if self.dev is None else rows_of(student, self.dev, long=params.long)
-        self.logits = torch.from_numpy(np.asarray(lesson.logits, dtype=np.float32))
-        self.truths = truths_of(lesson.rows)
+        self.answers = Answers(lesson)
         self.vectors = self._vectors()
         self.teacher = teacher if params.relations > 0 or params.states > 0 else None
         self.relations: tuple[Relations, Relations] | None = None
@@ -205,7 +134,7 @@ class _Run:
         freeze(self.student, embeddings=self.params.embeddings)
         loop = self._loop()
         try:
-            state = yield from loop.run()
+            yield from loop.run()
         except GeneratorExit:
             self.student.save(self.out)
             raise
@@ -216,10 +145,7 @@ class _Run:
             loop.forget()
         seconds = time.monotonic() - begun
         yield Finished("distil", seconds)
-        steps = state.step if self.dev is None else state.best_step
-        return DistilResult(
-            steps, loop.plan.total, state.best_dev, tuple(state.history), seconds, interrupted=loop.interrupted
-        )
+        return result_of(loop, seconds=seconds)
 
     def _loop(self) -> Loop:
         params = self.params
@@ -228,12 +154,10 @@ class _Run:
             weight_decay=params.weight_decay,
         )  # fmt: skip
         per_epoch = len(self._epoch(0))
-        stop = params.steps if params.steps is not None else max(1, round(per_epoch * params.epochs))
-        plan = Plan(
-            stage="distil", total=stop if params.schedule is None else params.schedule, stop=stop,
-            warmup=params.warmup, every=None if self.dev is None else max(1, per_epoch // params.evaluations),
-            patience=params.patience, seed=params.seed, checkpoint=self.out.with_name(f"{self.out.name}.checkpoint"),
-            checkpoint_seconds=params.checkpoint_seconds, key=self._key(),
+        every = None if self.dev is None else max(1, per_epoch // params.evaluations)
+        plan = plan_of(
+            params, stage="distil", per_epoch=per_epoch, warmup=params.warmup, every=every, out=self.out,
+            key=self._key(),
         )  # fmt: skip
         batch = batch_at(self._epoch, per_epoch=per_epoch)
         return Loop(
@@ -259,11 +183,7 @@ class _Run:
         with autocast():
             pooled = student.pool(ids, mask)
         logits = student.classify(pooled.float())
-        multi = student.spec.multi_label
-        losses = soft_loss(logits, self.logits[texts], softness=params.softness, multi_label=multi)
-        if params.hard > 0:
-            labelled = texts < self.lesson.labelled
-            losses = losses + params.hard * hard_loss(logits, self.truths[texts], labelled, multi_label=multi)
+        losses = self.answers.loss(logits, texts, params=params)
         if self.vectors is not None:
             likeness = nn.functional.cosine_similarity(pooled.float(), self.vectors[texts], dim=-1)
             losses = losses + params.hidden * (1.0 - likeness)
@@ -304,51 +224,5 @@ class _Run:
             watched.close()
 
     def _key(self) -> str:
-        what = {
-            "params": asdict(replace(self.params, checkpoint_seconds=0.0)), "lesson": self.lesson.digest,
-            "base": self.student.spec.base.get("digest"), "dev": None if self.dev is None else self.dev.digest,
-            "layers": int(self.student.backbone.config.num_hidden_layers), "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }  # fmt: skip
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def soft_loss(logits: Tensor, teacher: Tensor, *, softness: float, multi_label: bool) -> Tensor:
-    """Return how far label shares are from the teacher's, for each text [B].
-
-    Args:
-        logits: the student's [B, L].
-        teacher: the teacher's [B, L].
-        softness: temperature of both; the result is scaled by its square, so that gradients keep their size.
-        multi_label: each label is a question of its own.
-    """
-    if multi_label:
-        shares = (teacher / softness).sigmoid()
-        losses = nn.functional.binary_cross_entropy_with_logits(logits / softness, shares, reduction="none")
-        return losses.mean(dim=1) * softness**2
-    shares, own = (teacher / softness).log_softmax(dim=1), (logits / softness).log_softmax(dim=1)
-    return nn.functional.kl_div(own, shares, reduction="none", log_target=True).sum(dim=1) * softness**2
-
-
-def hard_loss(logits: Tensor, truths: Tensor, labelled: Tensor, *, multi_label: bool) -> Tensor:
-    """Return the cross-entropy with the given labels for each text [B], 0 for texts without.
-
-    Args:
-        logits: the student's [B, L].
-        truths: zeros and ones [B, L].
-        labelled: whether a text has labels [B]; none of several is a label too.
-        multi_label: each label is a question of its own.
-    """
-    if multi_label:
-        each = nn.functional.binary_cross_entropy_with_logits(logits, truths, reduction="none").mean(dim=1)
-    else:
-        each = -(truths * logits.log_softmax(dim=1)).sum(dim=1)
-    return each * labelled
-
-
-def truths_of(rows: Dataset) -> Tensor:
-    """Return zeros and ones [N, L]; a text without labels has zeros only."""
-    truths = torch.zeros(len(rows), len(rows.labels))
-    for i, chosen in enumerate(rows.targets()):
-        truths[i, chosen] = 1.0
-    return truths
+        base, layers = self.student.spec.base.get("digest"), int(self.student.backbone.config.num_hidden_layers)
+        return key_of(self.params, self.lesson, self.dev, base=base, layers=layers)

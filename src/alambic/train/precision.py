@@ -21,7 +21,7 @@ def autocast() -> Iterator[None]:
 
 
 def has_bf16() -> bool:
-    """Tell whether this CPU multiplies bf16 in hardware; emulated bf16 is slower than float32."""
+    """Tell whether torch has kernels that multiply bf16 in this CPU's hardware; emulated, it is slower than float32."""
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     probes: list[Callable[[], bool] | None] = [getattr(torch.cpu, name, None) for name in names]
     return any(probe is not None and bool(probe()) for probe in probes)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from alambic.model.bases import read_json
 from alambic.model.decoder import FORMAT
 from alambic.model.encoder import ModelSpec
 from alambic.model.encoder import _quiet as quiet
+from alambic.model.folder import whole_model
 from alambic.train.distributed import wait, world
 from alambic.train.precision import threads
 from alambic.train.pretrain_data import lay_out
@@ -216,26 +216,22 @@ class _Run:
 
     def _write(self, base: Mapping[str, str], result: PretrainResult) -> None:
         """Write the Model directory: beside first, then moved into place."""
-        beside = self.out.with_name(f".{self.out.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        with quiet():
-            self.objective.model.save_pretrained(beside)
-        for path in beside.glob("*.safetensors"):
-            path.chmod(0o644)
-        for path in self.tokenizer.iterdir():
-            if path.is_file():
-                shutil.copyfile(path, beside / path.name)
         record = {"source": "pretrain", **base}
-        whole = self._as_encoder(beside, record) if self.params.objective == "masked" else {
-            "format": FORMAT, "type": "decoder", "architecture": self.objective.model.config.model_type,
-            "context_tokens": self.params.context, "parameters": result.parameters, "base": record,
-        }  # fmt: skip
-        (beside / "alambic.json").write_text(json.dumps(whole, ensure_ascii=False, indent=1), encoding="utf-8")
         trained = {**self._header(Peak(result.peak_flops, result.peak_source)), **result.to_dict()}
-        (beside / "training.json").write_text(json.dumps(trained, ensure_ascii=False, indent=1), encoding="utf-8")
-        shutil.rmtree(self.out, ignore_errors=True)
-        os.replace(beside, self.out)
+        with whole_model(self.out) as beside:
+            with quiet():
+                self.objective.model.save_pretrained(beside)
+            for path in beside.glob("*.safetensors"):
+                path.chmod(0o644)
+            for path in self.tokenizer.iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, beside / path.name)
+            whole = self._as_encoder(beside, record) if self.params.objective == "masked" else {
+                "format": FORMAT, "type": "decoder", "architecture": self.objective.model.config.model_type,
+                "context_tokens": self.params.context, "parameters": result.parameters, "base": record,
+            }  # fmt: skip
+            (beside / "alambic.json").write_text(json.dumps(whole, ensure_ascii=False, indent=1), encoding="utf-8")
+            (beside / "training.json").write_text(json.dumps(trained, ensure_ascii=False, indent=1), encoding="utf-8")
 
     def _as_encoder(self, folder: Path, base: dict[str, str]) -> dict[str, Any]:
         """Let the tokenizer put the end token before a text, as in training; return what alambic.json says."""

@@ -8,9 +8,8 @@ It answers in microseconds and knows nothing of the order of words.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from alambic.events import Started, Work
 from alambic.manifest import PartSpec
 from alambic.model.encoder import Encoder, by_length, pad
 from alambic.train.batches import Row, batch_at, epoch_order, rows_of
-from alambic.train.distil import DistilResult, Lesson, hard_loss, soft_loss, truths_of
-from alambic.train.loop import Loop, Plan
+from alambic.train.lesson import Answers, DistilResult, Lesson, StudentParams, key_of, plan_of, result_of
+from alambic.train.loop import Loop
 from alambic.train.precision import autocast, threads
 from alambic.train.recipes import read_recipe
 from alambic.train.scoring import score_shares
@@ -35,45 +34,24 @@ _TOKENS = 512  # tokens given to the teacher at once
 _PROOF = 1e-2  # largest difference of a logit between the part, its table in float16, and the model
 
 
-@dataclass(frozen=True)
-class StaticParams:
+@dataclass(frozen=True, kw_only=True)
+class StaticParams(StudentParams):
     """How a static-embedding student is made and trained.
 
     Attributes:
-        seed: of every random choice.
         width: numbers of a token's vector.
         hidden: width of the layer between the mean and the labels.
-        epochs: passes over all texts at most.
-        steps: exact number of steps, without dev (the refit on train and dev).
-        schedule: steps over which the rate rises and falls; `steps` or those of `epochs` when None.
-        batch_size: texts a step.
-        learning_rate: peak rate of all weights.
-        softness: temperature that both label shares are compared at.
-        hard: weight of the cross-entropy with the given labels.
         dropout: share of the mean vector dropped while training.
-        metric: dev score: ``accuracy``, ``macro_f1``, ``micro_f1`` or ``subset_accuracy``.
-        long: ``windows``, ``head``, ``head_tail`` or ``error``, as in the task.
-        patience: scores without progress before stopping.
-        threads: of torch; its own choice when None.
-        checkpoint_seconds: time between two checkpoints.
     """
 
-    seed: int = 0
     width: int = 256
     hidden: int = 256
     epochs: float = 30.0
-    steps: int | None = None
-    schedule: int | None = None
     batch_size: int = 64
     learning_rate: float = 3e-3
     softness: float = 4.0
-    hard: float = 0.2
     dropout: float = 0.2
-    metric: str = "accuracy"
-    long: str = "windows"
     patience: int = 6
-    threads: int | None = None
-    checkpoint_seconds: float = 60.0
 
     @classmethod
     def from_recipe(cls, recipe: Mapping[str, Any], **known: Any) -> StaticParams:
@@ -144,18 +122,15 @@ class _Run:
         self.net = _Net(
             torch.from_numpy(self.start[self.used].copy()), params.hidden, len(lesson.rows.labels), params.dropout
         )
-        self.logits, self.truths = torch.from_numpy(np.asarray(lesson.logits, np.float32)), truths_of(lesson.rows)
+        self.answers = Answers(lesson)
 
     def run(self) -> Work[DistilResult]:
         params = self.params
         per_epoch = len(self._epoch(0))
-        stop = params.steps if params.steps is not None else max(1, round(per_epoch * params.epochs))
-        plan = Plan(
-            stage="distil-static", total=stop if params.schedule is None else params.schedule, stop=stop, warmup=0.05,
-            every=None if self.dev is None else per_epoch, patience=params.patience, seed=params.seed,
-            checkpoint=self.out.with_name(f"{self.out.name}.checkpoint"),
-            checkpoint_seconds=params.checkpoint_seconds, key=self._key(),
-        )  # fmt: skip
+        every = None if self.dev is None else per_epoch
+        plan = plan_of(
+            params, stage="distil-static", per_epoch=per_epoch, warmup=0.05, every=every, out=self.out, key=self._key()
+        )
         batch = batch_at(self._epoch, per_epoch=per_epoch)
         trained = {"params": list(self.net.parameters()), "peak": params.learning_rate, "weight_decay": 0.0}
         loop = Loop(
@@ -168,10 +143,7 @@ class _Run:
         state = yield from loop.run()
         if not loop.interrupted:
             loop.forget()
-        steps = state.step if self.dev is None else state.best_step
-        return DistilResult(
-            steps, plan.total, state.best_dev, tuple(state.history), state.seconds, interrupted=loop.interrupted
-        )
+        return result_of(loop, seconds=state.seconds)
 
     def write(self) -> PartSpec:
         """Write the part folder and prove that it answers as the model does."""
@@ -210,13 +182,9 @@ class _Run:
         return epoch_order(self.rows, batch_size=self.params.batch_size, seed=self.params.seed, epoch=number)
 
     def _loss(self, rows: list[Row]) -> Tensor:
-        params, multi = self.params, self.lesson.rows.multi_label
-        logits = self.net(*_padded(rows))
         texts = torch.tensor([row.text for row in rows])
         weights = torch.tensor([row.weight for row in rows])
-        losses = soft_loss(logits, self.logits[texts], softness=params.softness, multi_label=multi)
-        labelled = texts < self.lesson.labelled
-        losses = losses + params.hard * hard_loss(logits, self.truths[texts], labelled, multi_label=multi)
+        losses = self.answers.loss(self.net(*_padded(rows)), texts, params=self.params)
         return (losses * weights).sum() / weights.sum()
 
     def _score(self) -> float:
@@ -232,12 +200,8 @@ class _Run:
         return score_shares(shares, self.dev, metric=self.params.metric)
 
     def _key(self) -> str:
-        what = {
-            "params": asdict(replace(self.params, checkpoint_seconds=0.0)), "lesson": self.lesson.digest,
-            "dev": None if self.dev is None else self.dev.digest, "torch": torch.__version__,
-            "start": hashlib.sha256(self.start.tobytes()).hexdigest(), "threads": torch.get_num_threads(),
-        }  # fmt: skip
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        start = hashlib.sha256(self.start.tobytes()).hexdigest()
+        return key_of(self.params, self.lesson, self.dev, start=start)
 
 
 def start_vectors(teacher: Encoder, *, width: int) -> NDArray[np.float32]:
