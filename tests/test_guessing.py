@@ -222,9 +222,8 @@ def test_draft_is_measured_and_carried_when_it_is_faster(built, tmp_path, tmp_pa
     from genai_model import tiny_model
 
     plain, _ = tiny_model(tmp_path_factory)
-    (tmp_path / "small").mkdir()
-    small = build(write_task(tmp_path / "small", base=plain.as_posix()), out=tmp_path / "small" / "run")
-    task = write_task(tmp_path, base=plain.as_posix(), answer=f'draft = "{small.bundle.as_posix()}"')
+    draft = build(write_task(tmp_path, base=plain.as_posix()), out=tmp_path / "run").bundle.rename(tmp_path / "small")
+    task = write_task(tmp_path, base=plain.as_posix(), answer=f'draft = "{draft.as_posix()}"')
     measured = {}
 
     def drafted(found):
