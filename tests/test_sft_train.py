@@ -284,6 +284,11 @@ def train_longer(base, out, method, on_event=None):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_weights_are_the_same_when_training_was_killed(base, tmp_path, method):
     script, done = tmp_path / "train.py", []
+
+    def listen(event):
+        if isinstance(event, Progress) and event.stage == "sft":
+            done.append(event.done)
+
     script.write_text(textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent), base=str(base), method=method))
     train_longer(base, tmp_path / "whole", method)
     with subprocess.Popen([sys.executable, script, tmp_path / "cut"], stdout=subprocess.PIPE, text=True) as process:
@@ -292,7 +297,7 @@ def test_weights_are_the_same_when_training_was_killed(base, tmp_path, method):
             steps += "Progress" in process.stdout.readline()
         process.kill()
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "cut").exists()
-    train_longer(base, tmp_path / "cut", method, lambda e: done.append(e.done) if isinstance(e, Progress) else None)
+    train_longer(base, tmp_path / "cut", method, listen)
     assert done[0] >= 10  # it went on
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert not (tmp_path / "cut.checkpoint").exists()
