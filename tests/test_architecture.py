@@ -128,3 +128,9 @@ def test_help_imports_no_heavy_library_when_asked():
            "print([m for m in ('numpy', 'openvino', 'torch', 'pydantic', 'rich') if m in sys.modules])"  # fmt: skip
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_files_that_start_first_are_there():
+    from conftest import LONGEST
+
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from linear_task import FILLER, TASK, WORDS, alambic, messages, write_task
-from tiny_base import write_base
+from tiny_base import share_graphs, write_base
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,8 @@ def task(tmp_path):
     return write_task(tmp_path, text=text, rows=messages(16))
 
 
-def test_audit_uses_the_packed_base_and_a_build_takes_its_stages(task, tmp_path):
+def test_audit_uses_the_packed_base_and_a_build_takes_its_stages(task, tmp_path, tmp_path_factory):
+    share_graphs(tmp_path / "run", tmp_path_factory)
     ended = alambic("check", task, "--audit", "--out", tmp_path / "run", "--json")
     assert ended.code == 0, ended.err
     assert list(json.loads(ended.out)["accuracy"]) == ["logreg", "tfidf-svm"]

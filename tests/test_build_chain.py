@@ -16,7 +16,7 @@ from alambic.build import build
 from alambic.bundle import open_bundle, verify
 from linear_task import WORDS, alambic, write_csv, write_task
 from task_files import desk
-from tiny_base import write_base
+from tiny_base import share_graphs, write_base
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +85,7 @@ def won(tmp_path_factory):
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         task = task_of(folder, budget='prefer = "mean_ms"\nquality = { accuracy = 0.9 }', candidates=LADDER)
-        result = build(task, out=folder / "run")
+        result = build(task, out=share_graphs(folder / "run", tmp_path_factory))
     rows = [line.split(",") for line in (folder / "test.csv").read_text("utf-8").splitlines()[1:]]
     easy = {word for words in WORDS.values() for word in words.split()}
     return result, rows, [text.split()[0] in easy for text, _ in rows]
@@ -133,9 +133,10 @@ def test_chain_with_an_encoder_is_shown_and_exported_as_one_file_only(won, tmp_p
     assert (one["prediction"], one["answered_by"], one["abstained"]) == ("billing", "tfidf-svm", False)
 
 
-def test_nearest_row_competes_for_the_scope_of_a_fine_tuned_bundle_with_reasons(tmp_path):
+def test_nearest_row_competes_for_the_scope_of_a_fine_tuned_bundle_with_reasons(tmp_path, tmp_path_factory):
     data = 'out_of_scope = "outside.csv"\nreasons = "rows"'
-    result = build(task_of(tmp_path, budget="in_scope = 0.9", data=data), out=tmp_path / "run")
+    run = share_graphs(tmp_path / "run", tmp_path_factory)
+    result = build(task_of(tmp_path, budget="in_scope = 0.9", data=data), out=run)
     manifest = open_bundle(result.bundle).manifest
     figures = manifest.decision.facts["in_scope"]["auroc"]
     assert set(figures) == {"confidence", "max_logit", "energy", "nearest"}

@@ -18,7 +18,7 @@ from alambic.model.student import depth
 from alambic.task import load_task
 from linear_task import FILLER, WORDS, messages, write_csv, write_task
 from task_files import desk
-from tiny_base import write_base
+from tiny_base import share_graphs, write_base
 
 TASK = desk("""\
 {data}
@@ -53,12 +53,12 @@ def task_file(folder, candidates, *, data="", budget='prefer = "p95_ms"', rows=N
 
 
 @pytest.mark.slow
-def test_build_tries_students_and_ships_one(tmp_path):
+def test_build_tries_students_and_ships_one(tmp_path, tmp_path_factory):
     more = [text for text, _ in messages(20, seed=7)]
     path = task_file(tmp_path, STUDENTS, data='unlabelled = "more.txt"')
     (tmp_path / "more.txt").write_text("\n".join([*more, messages(14)[0][0]]), "utf-8")
     events = []
-    result = build(path, out=tmp_path / "run", on_event=events.append)
+    result = build(path, out=share_graphs(tmp_path / "run", tmp_path_factory), on_event=events.append)
     names = {c["name"] for c in result.to_dict()["candidates"]}
     assert names == {"finetune", "distil", "small", "distil-static"}
     assert any(
@@ -77,11 +77,11 @@ def test_build_tries_students_and_ships_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_export_finds_the_student_and_not_its_teachers_of_two_seeds(tmp_path):
+def test_export_finds_the_student_and_not_its_teachers_of_two_seeds(tmp_path, tmp_path_factory):
     candidate = STUDENTS.split("[[candidate]]")[3].replace("layers = 1,", "layers = 1, seeds = 2,")
     path = task_file(tmp_path, f"[[candidate]]{candidate}", data='dev = "dev.csv"', budget="")
     write_csv(tmp_path / "dev.csv", messages(4, seed=3))
-    result = build(path, out=tmp_path / "run")
+    result = build(path, out=share_graphs(tmp_path / "run", tmp_path_factory))
     model = model_of(open_bundle(result.bundle), tmp_path / "run")
     assert depth(Encoder.load(model)) == 1
     assert json.loads((model.parent / "stage.json").read_text("utf-8"))["name"] == "distil.all"

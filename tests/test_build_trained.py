@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from alambic.bundle import open_bundle, verify
 from linear_task import FILLER, WORDS, alambic, messages, write_task
 from task_files import desk
-from tiny_base import write_base
+from tiny_base import share_graphs, write_base
 
 pytestmark = pytest.mark.slow
 
@@ -40,16 +40,19 @@ def task(tmp_path_factory):
     return path
 
 
-def command(task, run):
-    return [sys.executable, "-m", "alambic", "build", str(task), "--out", str(run), "--json"]
+def built(task, run):
+    ended = alambic("build", task, "--out", run, "--json")
+    assert ended.code == 0, ended.err
+    return json.loads(ended.out)
 
 
 @pytest.fixture(scope="module")
-def whole(task):
-    run = task.parent / "whole"
-    ended = subprocess.run(command(task, run), capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    return run, json.loads(ended.stdout)
+def whole(task, tmp_path_factory):
+    run = share_graphs(task.parent / "whole", tmp_path_factory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(task.parent / "home"))
+        patch.setenv("XDG_CACHE_HOME", str(task.parent / "cache"))
+        return run, built(task, run)
 
 
 def test_trained_bundle_answers_without_the_training_stack(whole):
@@ -70,19 +73,18 @@ def weights(run):
     return {folder.name: load_file(folder / "model" / "model.safetensors") for folder in folders}
 
 
-def test_build_ends_the_same_when_killed_in_training(task, whole):
-    run = task.parent / "killed"
+def test_build_ends_the_same_when_killed_in_training(task, whole, tmp_path_factory):
+    run = share_graphs(task.parent / "killed", tmp_path_factory)
+    command = [sys.executable, "-m", "alambic", "build", str(task), "--out", str(run)]
     for stage in ("finetune.fold1", "finetune.all"):
-        with subprocess.Popen(command(task, run), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             end = time.monotonic() + 120
             while not list(run.glob(f"stages/{stage}-*.part/*.checkpoint")) and time.monotonic() < end:
                 assert process.poll() is None, "the build ended before it could be killed"
                 time.sleep(0.001)
             process.kill()
         assert process.returncode == -signal.SIGKILL
-    ended = subprocess.run(command(task, run), capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    again, first = json.loads(ended.stdout), whole[1]
+    again, first = built(task, run), whole[1]
     assert again["chosen"] == first["chosen"]
     for one, two in zip(first["candidates"], again["candidates"], strict=True):
         assert one["quality"] == two["quality"]

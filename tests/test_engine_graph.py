@@ -40,26 +40,22 @@ TEXTS = ["a", "an ox is here", "the red house by the sea and the two dogs", "b c
 
 @pytest.fixture(scope="module")
 def paired(tmp_path_factory):
+    """An encoder-decoder in float32, where states that are mixed up show as an error rather than as a broken heap."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("graph")
-    part = drain(
-        pack_openvino(clone("opus-mt-en-fr", folder / "base", width=32).folder, folder / "w", precision="int8")
-    )
-    yield folder / "w", part.params
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def translator(tmp_path_factory):
-    """An encoder-decoder in float32, where states that are mixed up show as an error rather than as a broken heap."""
     folder = tmp_path_factory.mktemp("graph-translator")
     rng = np.random.default_rng(1)
     rows = [Chat.of(" ".join(rng.choice(WORDS, 12)), completion=" ".join(rng.choice(WORDS, 12))) for _ in range(60)]
     make_scratch(rows, folder / "base", parameters=1_000_000, shape="encoder-decoder", context_tokens=256)
     part = drain(pack_openvino(folder / "base", folder / "w", precision="int8"))
     exact = {**part.params["properties"], "INFERENCE_PRECISION_HINT": "f32"}
-    with GraphWriter(folder / "w", {**part.params, "properties": exact}, threads=1) as engine:
+    yield folder / "w", {**part.params, "properties": exact}
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def translator(paired):
+    with GraphWriter(*paired, threads=1) as engine:
         yield engine
 
 

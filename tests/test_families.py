@@ -18,7 +18,7 @@ from alambic.engines import load_part
 from alambic.events import drain
 from alambic.kinds.golden import GOLDEN_TEXTS
 from alambic.model.encoder import Encoder, pad
-from alambic.pack import onnx, openvino
+from alambic.pack import graph, onnx, openvino
 
 pytestmark = pytest.mark.slow
 
@@ -153,6 +153,24 @@ def test_training_lowers_the_loss_in_every_family(trained):
     assert after < before
 
 
+_TRACED = {}
+
+
+@pytest.fixture
+def traced_once(monkeypatch):
+    """The forms of both engines begin with the same tracing of a family, done once here."""
+    real = graph.trace
+
+    def trace(encoder, *, own_weights=False):
+        key = encoder.spec.architecture, own_weights
+        if key not in _TRACED:
+            _TRACED[key] = real(encoder, own_weights=own_weights)
+        return _TRACED[key]
+
+    monkeypatch.setattr(graph, "trace", trace)
+
+
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("pack", [openvino.pack, onnx.pack], ids=["openvino", "onnx"])
 def test_packed_clone_gives_the_ids_and_logits_of_torch_in_every_family(trained, pack, tmp_path):
     folder, encoder, _, _ = trained

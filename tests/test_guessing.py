@@ -199,10 +199,9 @@ def test_draft_is_measured_and_carried_when_it_is_faster(built, tmp_path, tmp_pa
     from genai_model import tiny_model
 
     plain, _ = tiny_model(tmp_path_factory)
-    (tmp_path / "small").mkdir()
-    alone = write_echo(tmp_path / "small", base=at(plain), candidate="base")
-    small = build(alone, out=tmp_path / "small" / "run")
-    task = write_echo(tmp_path, base=at(plain), candidate="base", answer=f'draft = "{small.bundle.as_posix()}"')
+    alone = write_echo(tmp_path, base=at(plain), candidate="base")
+    draft = build(alone, out=tmp_path / "run").bundle.rename(tmp_path / "small")
+    task = write_echo(tmp_path, base=at(plain), candidate="base", answer=f'draft = "{draft.as_posix()}"')
     measured = {}
 
     def drafted(found):

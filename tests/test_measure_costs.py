@@ -14,7 +14,7 @@ from alambic.measure import probe
 from alambic.measure.energy import Rapl, measure_energy
 from alambic.measure.machine import describe, fingerprint
 from alambic.measure.memory import measure_peak_ram, size_mb
-from alambic.measure.speed import compare_speed, measure_cold_start, measure_speed, speedup
+from alambic.measure.speed import compare_speed, compare_times, measure_cold_start, measure_speed, speedup
 
 TEXTS = [f"message {i}" for i in range(50)]
 
@@ -68,6 +68,21 @@ def test_compare_speed_gives_every_engine_the_same_texts_in_turn():
     pairs = list(zip(singles[::2], singles[1::2], strict=True))
     assert all({first[0], second[0]} == {"a", "b"} and first[1] == second[1] for first, second in pairs)
     assert len({first[0] for first, _ in pairs}) == 2
+
+
+def test_compare_times_times_the_same_single_texts_and_no_batch():
+    engines = {"slow": Sleeper(4.0), "fast": Sleeper(1.0)}
+    runs = {name: engine.predict for name, engine in engines.items()}
+    times = compare_times(runs, TEXTS, repeats=30, warmup=2, seconds=0.0)
+    assert {name: len(each) for name, each in times.items()} == {"slow": 30, "fast": 30}
+    assert times["slow"].min() >= 4.0 and times["fast"].min() >= 1.0
+    assert engines["slow"].calls == engines["fast"].calls
+    assert len(engines["slow"].calls) == 32 and all(len(call) == 1 for call in engines["slow"].calls)
+
+
+def test_compare_times_fails_when_there_is_no_text():
+    with pytest.raises(AlambicError, match="no text to time"):
+        compare_times({"engine": Sleeper().predict}, [])
 
 
 def test_speedup_compares_medians_of_the_same_texts(monkeypatch):

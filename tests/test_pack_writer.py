@@ -59,12 +59,12 @@ def paired(pairs, tmp_path_factory):
 
 @pytest.fixture
 def exported_once(tmp_path_factory, monkeypatch):
-    """Forms of one model differ in what is done to the same graphs, so these are exported once."""
+    """Forms of `model`, and of `pairs`, differ in what is done to the same graphs, so these are exported once."""
     kept = tmp_path_factory.getbasetemp() / "exported"
     real = writer_openvino.export
 
     def export(writer, folder, *, half):
-        made = kept / f"half-{half}"
+        made = kept / f"{writer.architecture}-half-{half}"
         if not made.exists():
             real(writer, made, half=half)
         shutil.copytree(made, folder, dirs_exist_ok=True)
@@ -173,6 +173,7 @@ def test_every_form_is_tried_when_forms_are_tested():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exported_once")
 def test_calibrated_form_is_taken_when_conversations_are_given(model, tmp_path):
     part = drain(pack_openvino(model, tmp_path / "writer", precision="int4", calibration=ANSWERED[:8]))
     assert part.params["form"]["name"] == "int4-mixed-gptq"
@@ -201,6 +202,7 @@ def test_pack_refuses_when_the_disk_is_too_full(model, tmp_path, monkeypatch):
         drain(pack_openvino(model, tmp_path / "writer", precision="int8"))
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_nothing_is_left_when_export_fails(model, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise PackError("broken")
@@ -292,6 +294,7 @@ def test_norms_before_each_part_equal_transformers_when_packed(tmp_path, name):
 
 
 @pytest.mark.parametrize("precision", ["int8", pytest.param("int4", marks=_SLOW)])
+@pytest.mark.usefixtures("exported_once")
 def test_encoder_decoder_stays_near_when_quantised(pairs, tmp_path, precision):
     part = drain(pack_openvino(pairs, tmp_path / "writer", precision=precision, calibration=PAIRS))
     assert 0 < diverge(pairs, tmp_path / "writer", PAIRS).mean_kl < 0.5

@@ -11,28 +11,18 @@ import torch
 from safetensors.torch import load_file
 
 from alambic.errors import TrainError
+from alambic.events import Progress, drain
 from alambic.model.clone import clone
 from alambic.train.distributed import World, joined, total, world
+from alambic.train.sft import SftParams, finetune_chats
+from writing_task import swaps
 
 SCRIPT = """
-    import json, sys
+    import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    import torch
-    torch.set_num_threads(1)
-    from alambic.events import Progress, drain
-    from alambic.train.distributed import joined
-    from alambic.train.sft import SftParams, finetune_chats
-    from writing_task import swaps
-    chats = swaps()
-    params = SftParams(epochs=2, learning_rate=3e-3, batch_size=9, threads=1, method={method!r})
-    with joined() as place:
-        losses = []
-        result = drain(finetune_chats(Path({base!r}), chats[8:], chats[:8], params=params, out=Path(sys.argv[1])),
-                       lambda e: losses.append(e.values["loss"]) if isinstance(e, Progress) else None)
-        if place.writes:
-            dev = [point.dev for point in result.history]
-            Path(sys.argv[2]).write_text(json.dumps({{"size": place.size, "losses": losses, "dev": dev}}))
+    from test_sft_processes import train
+    train(Path({base!r}), {method!r}, Path(sys.argv[1]), Path(sys.argv[2]))
 """
 # Accelerate's own launcher of several CPU processes; on GPUs `accelerate launch` is torchrun.
 BY_ACCELERATE = (
@@ -59,19 +49,39 @@ def test_unreachable_processes_are_an_error_when_joined(monkeypatch):
         pass
 
 
+def train(base, method, out, told):
+    """Train in as many processes as there are; the one that writes tells the losses."""
+    torch.set_num_threads(1)
+    chats, losses = swaps(), []
+    params = SftParams(epochs=2, learning_rate=3e-3, batch_size=9, threads=1, method=method)
+    with joined() as place:
+        work = finetune_chats(base, chats[8:], chats[:8], params=params, out=out)
+        result = drain(work, lambda e: losses.append(e.values["loss"]) if isinstance(e, Progress) else None)
+        if place.writes:
+            dev = [point.dev for point in result.history]
+            told.write_text(json.dumps({"size": place.size, "losses": losses, "dev": dev}))
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("launcher", "method"), [("torchrun", "full"), ("accelerate", "lora")])
 def test_loss_curve_equals_that_of_one_process_when_two_train(tmp_path, launcher, method):
     clone("llama-3.2-1b", tmp_path / "base", width=32)
     script = tmp_path / "train.py"
     text = textwrap.dedent(SCRIPT)
     script.write_text(text.format(tests=str(Path(__file__).parent), base=str(tmp_path / "base"), method=method))
-    found = {}
-    for name, words in (("one", []), ("two", LAUNCHERS[launcher])):
-        command = [sys.executable, *words, str(script), str(tmp_path / name), str(tmp_path / f"{name}.json")]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == 0, ended.stderr[-3000:]
-        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    train(tmp_path / "base", method, tmp_path / "one", tmp_path / "one.json")
+    command = [sys.executable, *LAUNCHERS[launcher], str(script), str(tmp_path / "two"), str(tmp_path / "two.json")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")}
     assert (found["one"]["size"], found["two"]["size"]) == (1, 2)
     assert len(found["one"]["losses"]) == len(found["two"]["losses"]) == 12
     assert found["two"]["losses"] == pytest.approx(found["one"]["losses"], rel=5e-3)

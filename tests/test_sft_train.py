@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,35 +270,34 @@ KILLED = """
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    import torch
-    torch.set_num_threads(1)
-    from alambic.events import drain
-    from alambic.train.sft import SftParams, finetune_chats
-    from writing_task import swaps
-    chats = swaps()
-    params = SftParams(epochs=6, learning_rate=3e-3, batch_size=8, threads=1, method={method!r}, checkpoint_seconds=0.0)
-    drain(finetune_chats(Path({base!r}), chats[8:], chats[:8], params=params, out=Path(sys.argv[1])),
-          lambda event: print(event, flush=True))
+    from test_sft_train import train_longer
+    train_longer(Path({base!r}), Path(sys.argv[1]), {method!r}, lambda event: print(event, flush=True))
 """
+
+
+def train_longer(base, out, method, on_event=None):
+    torch.set_num_threads(1)
+    train(base, out, epochs=6, method=method, checkpoint_seconds=0.0, on_event=on_event)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_weights_are_the_same_when_training_was_killed(base, tmp_path, method):
-    from pathlib import Path
+    script, done = tmp_path / "train.py", []
 
-    script = tmp_path / "train.py"
+    def listen(event):
+        if isinstance(event, Progress) and event.stage == "sft":
+            done.append(event.done)
+
     script.write_text(textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent), base=str(base), method=method))
-    subprocess.run([sys.executable, script, tmp_path / "whole"], check=True, capture_output=True, timeout=200)
+    train_longer(base, tmp_path / "whole", method)
     with subprocess.Popen([sys.executable, script, tmp_path / "cut"], stdout=subprocess.PIPE, text=True) as process:
         steps, end = 0, time.monotonic() + 120
         while steps < 10 and time.monotonic() < end:
             steps += "Progress" in process.stdout.readline()
         process.kill()
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "cut").exists()
-    ended = subprocess.run([sys.executable, script, tmp_path / "cut"], check=True, capture_output=True, text=True,
-                           timeout=200)  # fmt: skip
-    first = re.search(r"Progress\(stage='sft', done=(\d+)", ended.stdout)
-    assert int(first[1]) >= 10  # it went on
+    train_longer(base, tmp_path / "cut", method, listen)
+    assert done[0] >= 10  # it went on
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert not (tmp_path / "cut.checkpoint").exists()

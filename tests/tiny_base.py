@@ -1,10 +1,13 @@
-"""A tiny BERT over given words, written as a base folder."""
+"""A tiny BERT over given words, written as a base folder, and the graphs that builds trace of it."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -45,3 +48,17 @@ def write_base(
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def share_graphs(run: Path, factory: pytest.TempPathFactory) -> Path:
+    """Make the run folder `run`, in which traced graphs are kept with those of the other builds of this session.
+
+    A graph depends on the architecture alone (`alambic.pack.graph`), and tracing takes longer than what is tested.
+    """
+    session = factory.getbasetemp()
+    kept = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "graphs"
+    kept.mkdir(exist_ok=True)
+    run.mkdir()
+    with contextlib.suppress(OSError):  # a system that does not allow links traces anew
+        (run / "graphs").symlink_to(kept, target_is_directory=True)
+    return run

@@ -101,17 +101,34 @@ def compare_speed(
     Raises:
         AlambicError: no text is given.
     """
-    if not texts:
-        raise AlambicError("no text to time", hint="give a data set with at least one usable row")
     rng = np.random.default_rng(seed)
     drawn = _draw(texts, max(repeats, MIN_REPEATS), rng)
-    for predict in engines.values():
-        for text in drawn[:warmup]:
-            predict([text])
-    gc.collect()
-    singles = _time_singles(engines, drawn, seconds=seconds * len(engines), rng=rng)
+    singles = _time_singles(engines, drawn, warmup=warmup, seconds=seconds * len(engines), rng=rng)
     rates = _time_batches(engines, drawn, seconds=seconds * len(engines) / 2, rng=rng)
     return {name: _speed(singles[name], rates[name], rng) for name in engines}
+
+
+def compare_times(
+    engines: Mapping[str, Predict],
+    texts: Sequence[str],
+    *,
+    repeats: int = 200,
+    warmup: int = 5,
+    seconds: float = 10.0,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """Time single texts alone, as `compare_speed` does: enough to choose the fastest engine, without its batches.
+
+    Returns:
+        By engine, the milliseconds of each text, in the order in which they were drawn.
+
+    Raises:
+        AlambicError: no text is given.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = _draw(texts, max(repeats, MIN_REPEATS), rng)
+    singles = _time_singles(engines, drawn, warmup=warmup, seconds=seconds * len(engines), rng=rng)
+    return {name: np.array(times) for name, times in singles.items()}
 
 
 def speedup(slow: Speed, fast: Speed, *, n: int = 1000, seed: int = 0) -> Interval:
@@ -157,14 +174,20 @@ def measure_cold_start(
 
 
 def _draw(texts: Sequence[str], n: int, rng: np.random.Generator) -> list[str]:
+    if not texts:
+        raise AlambicError("no text to time", hint="give a data set with at least one usable row")
     rounds = -(-n // len(texts))
     order = np.concatenate([rng.permutation(len(texts)) for _ in range(rounds)])[:n]
     return [texts[i] for i in order]
 
 
 def _time_singles(
-    engines: Mapping[str, Predict], texts: Sequence[str], *, seconds: float, rng: np.random.Generator
+    engines: Mapping[str, Predict], texts: Sequence[str], *, warmup: int, seconds: float, rng: np.random.Generator
 ) -> dict[str, list[float]]:
+    for predict in engines.values():
+        for text in texts[:warmup]:
+            predict([text])
+    gc.collect()
     names, times = list(engines), {name: list[float]() for name in engines}
     stop = time.perf_counter() + seconds
     for done, text in enumerate(texts):

@@ -27,7 +27,7 @@ from alambic.errors import MissingExtra, PackError, nearest
 from alambic.events import Finished, Note, Progress, Started, Work
 from alambic.manifest import PartSpec
 from alambic.measure.metrics import indicators, paired_bootstrap
-from alambic.measure.speed import compare_speed
+from alambic.measure.speed import compare_times
 from alambic.pack import onnx, openvino
 from alambic.pack.scratch import whole_folder
 
@@ -237,8 +237,8 @@ def time_forms(
         runs: dict[str, Callable[[Sequence[str]], Any]] = {}
         for name, (part, folder) in forms.items():
             runs[name] = stack.enter_context(open_part(part, folder, threads=threads)).run
-        speeds = compare_speed(runs, texts, repeats=repeats, seconds=seconds, seed=seed)
-    return {name: speed.p50_ms.value for name, speed in speeds.items()}
+        times = compare_times(runs, texts, repeats=repeats, seconds=seconds, seed=seed)
+    return {name: float(np.median(each)) for name, each in times.items()}
 
 
 def likeness(
@@ -282,7 +282,7 @@ def measure_forms(parts: Mapping[str, PartSpec], trials: Path, rows: Dataset, op
         }
         answers = {name: _answers(reader, rows) for name, reader in readers.items()}
         runs: dict[str, Callable[[Sequence[str]], Any]] = {name: reader.run for name, reader in readers.items()}
-        speeds = compare_speed(runs, rows.texts, repeats=options.repeats, seconds=options.seconds, seed=options.seed)
+        times = compare_times(runs, rows.texts, repeats=options.repeats, seconds=options.seconds, seed=options.seed)
     reference = answers[REFERENCE]
     results = []
     for name, answer in answers.items():
@@ -296,8 +296,8 @@ def measure_forms(parts: Mapping[str, PartSpec], trials: Path, rows: Dataset, op
                 drop_low=100 * lost.low,
                 drop_high=100 * lost.high,
                 agreement=float((answer == reference).all(axis=1).mean()),
-                p50_ms=speeds[name].p50_ms.value,
-                p95_ms=speeds[name].p95_ms.value,
+                p50_ms=float(np.median(times[name])),
+                p95_ms=float(np.quantile(times[name], 0.95)),
                 size_mb=_size_mb(folder_of(name, trials)),
                 n=len(rows),
             )
