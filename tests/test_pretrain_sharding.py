@@ -16,11 +16,15 @@ from alambic.errors import MissingExtra, ProcessLost, TrainError
 from alambic.events import Note, drain
 from alambic.train.distributed import exchanging
 from alambic.train.pretrain import pretrain
-from alambic.train.pretrain_sharding import Replicated, ShardedMuon, place, reshards
+from alambic.train.pretrain_muon import ShardedMuon
+from alambic.train.pretrain_sharding import Replicated, place, reshards
 from pretrain_shards import make_shards, make_tokenizer
 from sharded_training import BASE, PARAMS, replace, train
 
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCHERS = {
+    "accelerate": ["-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+}
 KINDS = {
     "adamw": {"optimizer": "adamw"},
     "muon": {"optimizer": "muon"},
@@ -36,12 +40,12 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def launch(corpus, out, jobs):
-    """Start two processes that train each of `jobs` with cut weights."""
+def launch(launcher, corpus, out, jobs):
+    """Have `launcher` start two processes that train each of `jobs` with cut weights."""
     script = str(Path(__file__).parent / "sharded_training.py")
     jobs = {name: {**job, "changes": {**job["changes"], "sharding": "full"}} for name, job in jobs.items()}
     return subprocess.run(
-        [sys.executable, *LAUNCHER, script, str(corpus), str(out), json.dumps(jobs)],
+        [sys.executable, *LAUNCHERS[launcher], script, str(corpus), str(out), json.dumps(jobs)],
         capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -60,8 +64,8 @@ def cut(corpus, tmp_path_factory):
     """Every kind trained by two processes, and a run of which both are killed after step 7."""
     out = tmp_path_factory.mktemp("cut")
     jobs = {name: {"changes": changes} for name, changes in KINDS.items()}
-    ended = launch(corpus, out, {**jobs, "killed": {"changes": KINDS["muon"], "stop": 7}})
-    assert "Signal 9" in ended.stderr and "UserWarning" not in ended.stderr, ended.stderr[-3000:]
+    ended = launch("accelerate", corpus, out, {**jobs, "killed": {"changes": KINDS["muon"], "stop": 7}})
+    assert ended.returncode and "Signal 9" in ended.stderr and "UserWarning" not in ended.stderr, ended.stderr[-3000:]
     return out
 
 
@@ -77,9 +81,11 @@ def test_curve_and_model_are_those_of_one_process_when_weights_are_cut(cut, whol
     out, results = whole
     ours, theirs = curve(cut / kind), curve(out / kind)
     assert [step for step, *_ in ours] == list(range(1, 13)) and lines(cut / kind, "run")[0]["processes"] == 2
-    for column in (1, 2):
-        assert [line[column] for line in ours] == pytest.approx([line[column] for line in theirs], rel=1e-3)
-    assert theirs[0][2] > PARAMS.clip  # the gradient was cut short
+    # Muon's products are in bf16 and make a little of the order in which gradients are added up; so do two processes
+    # with whole weights.
+    for column, near in ((1, 1e-3), (2, 0.05 if kind == "muon" else 1e-3)):
+        assert [line[column] for line in ours] == pytest.approx([line[column] for line in theirs], rel=near)
+    assert theirs[0][2] > PARAMS.clip  # so the norm is that over both processes, or the losses would differ
     valid = [[line["bits_per_byte"] for line in lines(folder / kind, "valid")] for folder in (cut, out)]
     assert len(valid[0]) == 3 and valid[0] == pytest.approx(valid[1], rel=1e-3)
     assert sorted(p.name for p in (cut / kind).iterdir()) == sorted(p.name for p in (out / kind).iterdir())
@@ -104,7 +110,7 @@ def test_killed_run_goes_on_with_the_same_losses_when_weights_are_cut(cut, whole
     assert not (cut / "killed").exists()
     shutil.copytree(cut / "killed.run", tmp_path / "killed.run")
     shutil.copytree(cut / "killed.run", tmp_path / "alone.run")
-    ended = launch(corpus, tmp_path, {"killed": {"changes": KINDS["muon"]}})
+    ended = launch("torchrun", corpus, tmp_path, {"killed": {"changes": KINDS["muon"]}})
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert lines(tmp_path / "killed", "resumed")[0]["step"] in (6, 7)
     assert curve(tmp_path / "killed") == curve(cut / "muon")
@@ -174,6 +180,12 @@ def test_launcher_decides_whether_blocks_are_dropped_when_it_says(monkeypatch, v
     if value is not None:
         monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", value)
     assert reshards() is expected
+
+
+def test_older_torch_is_refused_when_weights_are_to_be_cut(monkeypatch):
+    monkeypatch.delattr("torch.distributed.fsdp.FSDPModule.set_force_sum_reduction_for_comms")
+    with pytest.raises(TrainError, match="needs a newer torch than"):
+        reshards()
 
 
 def test_missing_accelerate_is_named_when_weights_are_to_be_cut(monkeypatch):

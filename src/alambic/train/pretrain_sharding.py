@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from alambic.train.pretrain_loop import Objective
 
 T = TypeVar("T")
-_HINT = "accelerate launch --use_fsdp --fsdp_version 2 (or torchrun) with --fsdp_reshard_after_forward true or false"
+_HINT = "of the settings of FSDP only fsdp_reshard_after_forward = true or false is taken; see docs/guides/pretrain.md"
 
 
 class Replicated:
     """Every process holds all weights; gradients are added up once a step."""
 
     in_step = False
-    muon = torch.optim.Muon
+    muon: type[torch.optim.Optimizer] | None = None
 
     def __init__(self, objective: Objective) -> None:
         self.model = objective.model
@@ -72,7 +72,7 @@ class Sharded:
 
     Attributes:
         in_step: every process makes as many passes as the others, and none saves alone.
-        muon: the optimiser of cut matrices.
+        muon: what stands for torch's Muon; None: nothing.
 
     Args:
         objective: its weights are cut here, so before its optimisers are made.
@@ -89,7 +89,10 @@ class Sharded:
         from torch.distributed.fsdp import fully_shard
 
         again = reshards()
-        self.model, self.muon = objective.model, ShardedMuon
+        from alambic.train.pretrain_muon import ShardedMuon
+
+        self.model = objective.model
+        self.muon: type[torch.optim.Optimizer] | None = ShardedMuon
         mesh = init_device_mesh(objective.device.type, (world().size,))
         blocks = list(self.model.model.layers)
         for block in blocks:
@@ -139,40 +142,13 @@ class Sharded:
         """Go on from what either kind of training has kept: each process takes its rows."""
         own = self.model.state_dict()
         with torch.no_grad():
-            cut = {name: _cut(value, own[name]) if name in own else value for name, value in tensors["model"].items()}
-            self.model.load_state_dict(cut)
+            rows = {name: cut(value, own[name]) if name in own else value for name, value in tensors["model"].items()}
+            self.model.load_state_dict(rows)
         for part, state in zip(optimisers.parts, tensors["optimisers"], strict=True):
             weights = [weight for group in part.param_groups for weight in group["params"]]
-            kept = {i: {name: _cut(value, weights[i]) for name, value in values.items()}
+            kept = {i: {name: cut(value, weights[i]) for name, value in values.items()}
                     for i, values in state["state"].items()}  # fmt: skip
             part.load_state_dict({**state, "state": kept})
-
-
-class ShardedMuon(torch.optim.Muon):  # type: ignore[misc]
-    """Muon of matrices of which each process holds some rows.
-
-    The momentum stays cut. What it moves the matrix by is put together, made orthogonal in every process (as without
-    sharding), and each process moves its rows.
-    """
-
-    def step(self, closure: None = None) -> None:
-        """Update every matrix."""
-        with torch.no_grad():
-            for group in self.param_groups:
-                for weight in group["params"]:
-                    if weight.grad is not None:
-                        self._move(weight, group)
-
-    def _move(self, weight: Any, group: dict[str, Any]) -> None:
-        state = self.state[weight]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(weight.grad)
-        # The same operations as torch.optim.Muon's; DTensor has no lerp, so they are done on the rows.
-        grad, momentum = weight.grad.to_local(), state["momentum_buffer"].to_local()
-        momentum.lerp_(grad, 1 - group["momentum"])
-        ahead = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        moved = _cut(_orthogonal(_like(ahead, weight).full_tensor(), group), weight).to_local()
-        weight.to_local().mul_(1 - group["lr"] * group["weight_decay"]).add_(moved)
 
 
 def place(objective: Objective, sharding: str) -> Replicated | Sharded:
@@ -190,9 +166,13 @@ def reshards() -> bool:
 
     Raises:
         MissingExtra: accelerate is not installed.
-        TrainError: the launcher asks for what this training does not do.
+        TrainError: the launcher asks for what this training does not do, or torch is too old.
     """
     load("accelerate")
+    fsdp = load("torch.distributed.fsdp")
+    if not hasattr(getattr(fsdp, "FSDPModule", None), "set_force_sum_reduction_for_comms"):
+        raise TrainError(f"sharding = 'full' needs a newer torch than {torch.__version__}",
+                         hint="pip install --upgrade torch")  # fmt: skip
     plugin_of = load("accelerate.utils").FullyShardedDataParallelPlugin
     try:
         plugin = plugin_of(fsdp_version=2)
@@ -241,27 +221,10 @@ def _whole(value: Any) -> Any:
     return [_whole(part) for part in value] if isinstance(value, list) else value
 
 
-def _cut(full: Any, like: Any) -> Any:
+def cut(full: Any, like: Any) -> Any:
     """Return this process's rows of `full`, cut as `like` is; what has another shape (a count of steps) as it is."""
     from torch.distributed.tensor import distribute_tensor
 
     if not hasattr(like, "placements") or full.shape != like.shape:
         return full
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def _like(rows: Tensor, like: Any) -> Any:
-    """Return `rows` of this process as a part of what is cut as `like` is."""
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=like.shape,
-                              stride=like.stride())  # fmt: skip
-
-
-def _orthogonal(ahead: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return what Muon adds to a whole matrix, decay left out: a step of torch's own from zero without momentum."""
-    moved = nn.Parameter(torch.zeros_like(ahead))
-    moved.grad = ahead
-    names = ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
-    torch.optim.Muon([moved], weight_decay=0.0, momentum=0.0, nesterov=False, **{n: group[n] for n in names}).step()
-    return moved.detach()
