@@ -81,9 +81,10 @@ def test_curve_and_model_are_those_of_one_process_when_weights_are_cut(cut, whol
     out, results = whole
     ours, theirs = curve(cut / kind), curve(out / kind)
     assert [step for step, *_ in ours] == list(range(1, 13)) and lines(cut / kind, "run")[0]["processes"] == 2
-    # Muon's products are in bf16 and make a little of the order in which gradients are added up; so do two processes
-    # with whole weights.
-    for column, near in ((1, 1e-3), (2, 0.05 if kind == "muon" else 1e-3)):
+    # Muon's products are in bf16 and make a little of the order in which gradients are added up. Two processes with
+    # whole weights are as far from one: 3e-4 (loss), 0.02 (norm), 0.03 (weights), seen once.
+    exact = kind != "muon"
+    for column, near in ((1, 1e-4 if exact else 1e-3), (2, 1e-4 if exact else 0.05)):
         assert [line[column] for line in ours] == pytest.approx([line[column] for line in theirs], rel=near)
     assert theirs[0][2] > PARAMS.clip  # so the norm is that over both processes, or the losses would differ
     valid = [[line["bits_per_byte"] for line in lines(folder / kind, "valid")] for folder in (cut, out)]
@@ -94,7 +95,7 @@ def test_curve_and_model_are_those_of_one_process_when_weights_are_cut(cut, whol
     one, two = (load_file(folder / kind / "model.safetensors") for folder in (cut, out))
     assert one.keys() == two.keys()
     for name, value in two.items():
-        torch.testing.assert_close(one[name], value, rtol=1e-2, atol=2e-3)
+        assert (one[name] - value).norm() < (1e-4 if exact else 0.06) * value.norm()
 
 
 @pytest.mark.slow
