@@ -156,6 +156,9 @@ class TrainSpec(_Spec):
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     precision: Literal["auto", "f32", "bf16"] = Field("auto", description="auto: bf16 where the machine has it.")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: where it pays.")
+    sharding: Literal["none", "full"] = Field(
+        "none", description="full: weights, gradients and optimiser state are cut over the processes (FSDP)."
+    )
     checkpoint_minutes: float = Field(10.0, gt=0, description="Minutes between two checkpoints.")
     valid_every: int | None = Field(None, ge=1, description="Tokens between two validations; a tenth when absent.")
     valid_tokens: int = Field(

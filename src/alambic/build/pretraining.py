@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from alambic import _extras
-from alambic.build.crew import shared
+from alambic.build.crew import processes, shared
 from alambic.build.pretraining_plan import PretrainPlan, plan
 from alambic.build.pretraining_report import corpus_record, training_lines, write_report
 from alambic.data import corpus_contamination as contamination
@@ -117,6 +117,10 @@ def pretrain_events(
     Raises:
         AlambicError: see its subclasses; what was finished is kept.
     """
+    if until == "train" and config.train.sharding == "full" and processes() > 1:
+        from alambic.train.pretrain_sharding import reshards
+
+        reshards()  # what it refuses, it refuses before hours of corpus
     workspace = Workspace(run)
     with workspace.locked(), on_disk(run):
         outcome = yield from _run(config, workspace, until, minutes)

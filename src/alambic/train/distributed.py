@@ -142,11 +142,26 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # dist.DistBackendError too
-        place = world()
-        raise ProcessLost(
-            f"process {place.rank + 1} of {place.size}: another process of this build has ended ({_first_line(error)})",
-            hint="run the same command again: it goes on from the last checkpoint",
-        ) from error
+        raise _lost(error) from error
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Say the same of a block that computes too, where only what comes from the exchange means a lost process."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise _lost(error) from error
+        raise
+
+
+def _lost(error: Exception) -> ProcessLost:
+    place = world()
+    return ProcessLost(
+        f"process {place.rank + 1} of {place.size}: another process of this build has ended ({_first_line(error)})",
+        hint="run the same command again: it goes on from the last checkpoint",
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -4,8 +4,8 @@
                     Path("model"), base={"name": "mine", "licence": "Apache-2.0"})
 
 Beside `out` is the folder of the run, OUT.run: checkpoints, and log.jsonl with everything. Run again with the same
-arguments it goes on from its last checkpoint. It does not shard weights over devices (FSDP): models of this size fit
-on each; several processes take shares of every step (`alambic.train.distributed`).
+arguments it goes on from its last checkpoint. Several processes take shares of every step
+(`alambic.train.distributed`), each with the whole model or with its rows of it (`alambic.train.pretrain_sharding`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, processors
+from torch import Tensor
 
 from alambic.data.shards import Shards, open_shards
 from alambic.errors import TrainError
@@ -41,6 +42,7 @@ from alambic.train.pretrain_model import Causal, new_decoder, product_dtype
 from alambic.train.pretrain_optimiser import make_optimisers
 from alambic.train.pretrain_params import PretrainParams
 from alambic.train.pretrain_score import Score, score_shards
+from alambic.train.pretrain_sharding import place
 from alambic.train.pretrain_speed import Peak, flops_a_token, peak_of
 from alambic.train.sft_model import pick_device
 
@@ -113,6 +115,7 @@ def pretrain(
     Raises:
         DataError: the shards cannot be opened.
         TrainError: the tokenizer is not that of the shards, the loss diverges, or `out` has checkpoints of another run.
+        MissingExtra: weights are to be cut over processes, and accelerate is not installed.
     """
     params = params.checked()
     shards = open_shards(shards_folder)
@@ -128,6 +131,7 @@ class _Run:
         self.device = pick_device(params.device)
         self.special = special_ids(tokenizer_folder)
         self.objective = self._objective()
+        self.placed = place(self.objective, params.sharding)
         self.steps = params.steps(shards.total("train").tokens)
         self.windows = lay_out(
             shards, length=params.context + self.objective.extra, windows=self.steps * params.rows, seed=params.seed
@@ -137,6 +141,8 @@ class _Run:
 
     def run(self, base: Mapping[str, str]) -> Work[PretrainResult]:
         yield Started("pretrain")
+        if self.params.sharding == "full" and not self.placed.in_step:
+            yield Note("pretrain: sharding = 'full', but there is one process, which holds the whole model")
         began = time.monotonic()
         peak = peak_of(self.device, dtype=product_dtype(self.params, self.device))
         loop = self._loop(peak)
@@ -147,8 +153,9 @@ class _Run:
             self.log.add("valid", step=loop.state.step, whole=loop.finished, bits_per_byte=score.bits_per_byte,
                          sources={name: asdict(found) for name, found in score.sources.items()})  # fmt: skip
         result = self._result(loop, score, peak)
+        weights = self.placed.whole()
         if world().writes:
-            self._write(base, result)
+            self._write(base, result, weights)
         wait()
         self.log.add("end", **result.to_dict())
         if not loop.finished:
@@ -181,14 +188,17 @@ class _Run:
         )  # fmt: skip
         identity = {**params.identity(), "tokenizer": shards.tokenizer_digest, "sources": _sources(shards)}
         return PretrainLoop(
-            self.objective, make_optimisers(self.objective.model, params), windows=self.windows, params=params,
-            steps=self.steps, score=lambda: self._score(params.valid_tokens), pace=pace,
-            folder=self.folder / "checkpoints", log=self.log, identity=identity,
+            self.objective, self.placed, make_optimisers(self.objective.model, params, muon=self.placed.muon),
+            windows=self.windows, params=params, steps=self.steps, score=lambda: self._score(params.valid_tokens),
+            pace=pace, folder=self.folder / "checkpoints", log=self.log, identity=identity,
         )  # fmt: skip
 
     def _score(self, most: int | None) -> Score | None:
         rows = self.params.rows_at_once(self.device.type)
-        return score_shards(self.shards, self.objective.nats, length=self.params.context, most=most, rows=rows)
+        return score_shards(
+            self.shards, lambda *given: self.placed.look(self.objective.nats, *given), length=self.params.context,
+            most=most, rows=rows, in_step=self.placed.in_step,
+        )  # fmt: skip
 
     def _header(self, peak: Peak) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
@@ -214,13 +224,13 @@ class _Run:
             spikes=tuple(state.spikes),
         )  # fmt: skip
 
-    def _write(self, base: Mapping[str, str], result: PretrainResult) -> None:
-        """Write the Model directory: beside first, then moved into place."""
+    def _write(self, base: Mapping[str, str], result: PretrainResult, weights: dict[str, Tensor] | None) -> None:
+        """Write the Model directory: beside first, then moved into place. Its weights are the model's unless given."""
         record = {"source": "pretrain", **base}
         trained = {**self._header(Peak(result.peak_flops, result.peak_source)), **result.to_dict()}
         with whole_model(self.out) as beside:
             with quiet():
-                self.objective.model.save_pretrained(beside)
+                self.objective.model.save_pretrained(beside, state_dict=weights)
             for path in beside.glob("*.safetensors"):
                 path.chmod(0o644)
             for path in self.tokenizer.iterdir():

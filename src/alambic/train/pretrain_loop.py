@@ -1,7 +1,8 @@
 """Steps of a pre-training: read, backward part by part, clip, update, look, keep; killed at any moment, it goes on.
 
 Everything a step does is a function of its number and of the weights, so on one machine a resumed run gives the same
-losses to the last bit. Several processes take every n-th window of a step and add up their gradients.
+losses to the last bit. Several processes take every n-th window of a step and add up their gradients; where the weights
+are between two steps is the business of `pretrain_sharding`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from alambic.errors import TrainError
 from alambic.events import Note, Progress, Work
-from alambic.train.distributed import sum_gradients, total, wait, world
+from alambic.train.distributed import exchanging, total, wait, world
 from alambic.train.pretrain_checkpoint import load_checkpoint, save_checkpoint
 from alambic.train.pretrain_data import Ids, Windows
 from alambic.train.pretrain_log import Log
 from alambic.train.pretrain_optimiser import Optimisers
 from alambic.train.pretrain_params import PretrainParams
 from alambic.train.pretrain_score import Score
+from alambic.train.pretrain_sharding import Replicated, Sharded
 from alambic.train.schedule import factor
 
 _SMOOTH = 0.98  # of the running mean and variance of the loss
@@ -40,6 +42,7 @@ class Objective(Protocol):
     model: Any
     device: torch.device
     extra: int
+    enter: Any
 
     def counted(self, windows: Ids, numbers: Sequence[int]) -> int:
         """Return how many tokens are predicted."""
@@ -100,6 +103,7 @@ class PretrainLoop:
 
     Args:
         objective: model and loss.
+        placed: its weights.
         optimisers: with a ``peak`` rate in each group.
         windows: of the whole training.
         params: how.
@@ -112,10 +116,11 @@ class PretrainLoop:
     """
 
     def __init__(
-        self, objective: Objective, optimisers: Optimisers, *, windows: Windows, params: PretrainParams, steps: int,
-        score: Callable[[], Score | None], pace: Pace, folder: Path, log: Log, identity: dict[str, Any],
+        self, objective: Objective, placed: Replicated | Sharded, optimisers: Optimisers, *, windows: Windows,
+        params: PretrainParams, steps: int, score: Callable[[], Score | None], pace: Pace, folder: Path, log: Log,
+        identity: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.objective, self.optimisers, self.windows = objective, optimisers, windows
+        self.objective, self.placed, self.optimisers, self.windows = objective, placed, optimisers, windows
         self.params, self.steps, self.score, self.pace = params, steps, score, pace
         self.folder, self.log = folder, log
         self.identity = json.loads(json.dumps(identity))
@@ -131,7 +136,7 @@ class PretrainLoop:
         return self.state.step >= self.steps
 
     def run(self) -> Work[None]:
-        """Train to the end, or to the end of the sitting; Ctrl-C keeps a checkpoint.
+        """Train to the end, or to the end of the sitting; Ctrl-C keeps a checkpoint, unless weights are cut.
 
         Raises:
             TrainError: the loss is not a number, or the checkpoints are of another run.
@@ -140,7 +145,7 @@ class PretrainLoop:
         try:
             yield from self._steps()
         except (KeyboardInterrupt, GeneratorExit):
-            if not self._updating:
+            if not self._updating and not self.placed.in_step:
                 self._save()
             raise
         self._save()
@@ -150,7 +155,8 @@ class PretrainLoop:
         every = max(1, (params.valid_every or self.steps * self._step_tokens // 10) // self._step_tokens)
         while not self.finished and not self._over():
             began, cpu = time.monotonic(), time.process_time()
-            loss, norm = self._step(state.step)
+            with exchanging():
+                loss, norm = self._step(state.step)
             spent = time.monotonic() - began
             state.step += 1
             state.seconds += spent
@@ -173,12 +179,12 @@ class PretrainLoop:
         divisor = objective.counted(rows, numbers)
         plain = torch.zeros((), device=objective.device)
         for part in self._parts(params.rows):
-            loss, entropy = objective.loss(rows[part], [numbers[i] for i in part])
-            (loss / divisor).backward()
-            plain += entropy
-        weights = [p for p in objective.model.parameters() if p.requires_grad]
-        sum_gradients(weights)
-        norm = float(torch.nn.utils.clip_grad_norm_(weights, params.clip))
+            shown = part or [0]
+            loss, entropy = self.placed.run(objective.loss, rows[shown], [numbers[i] for i in shown])
+            (loss / divisor if part else loss * 0.0).backward()
+            if part:
+                plain += entropy
+        norm = self.placed.clip(params.clip)
         (value,) = total([float(plain) / divisor])
         if not (math.isfinite(value) and math.isfinite(norm)):
             self.log.add("diverged", step=step + 1, loss=value, gradient_norm=norm)
@@ -201,9 +207,10 @@ class PretrainLoop:
                       final=params.final_rate)  # fmt: skip
 
     def _parts(self, rows: int) -> Iterator[list[int]]:
-        """Give the rows of a step that this process computes, as many at once as fit."""
+        """Give the rows of a step that this process computes, as many at once as fit; none while others still do."""
         mine = world().share(range(rows))
-        for start in range(0, len(mine), self.rows_at_once):
+        most = -(-rows // world().size) if self.placed.in_step else len(mine)
+        for start in range(0, most, self.rows_at_once):
             yield mine[start : start + self.rows_at_once]
 
     @property
@@ -269,12 +276,17 @@ class PretrainLoop:
         step, free = self.state.step, self._free_until
         if free and step == free and step < self.steps:
             self._save(stable=True)
-        elif not self.finished and time.monotonic() - self._saved_at > 60 * self.params.checkpoint_minutes:
+        elif not self.finished and self._due():
             self._save()
 
+    def _due(self) -> bool:
+        """Tell whether it is time to save; where all processes do, all agree."""
+        due = time.monotonic() - self._saved_at > 60 * self.params.checkpoint_minutes
+        return total([float(due)])[0] > 0 if self.placed.in_step else due
+
     def _save(self, *, stable: bool = False) -> None:
+        tensors = self.placed.tensors(self.optimisers) if self.state.step else {}
         if world().writes and self.state.step:
-            tensors = {"model": self.objective.model.state_dict(), "optimisers": self.optimisers.state_dict()}
             state = {**asdict(self.state), "steps": self.steps, "free_until": self._free_until,
                      "identity": self.identity}  # fmt: skip
             save_checkpoint(self.folder, tensors, state, stable=stable)
@@ -287,8 +299,7 @@ class PretrainLoop:
             self.log.rewind(0)
             return
         tensors, state = found
-        self.objective.model.load_state_dict(tensors["model"])
-        self.optimisers.load_state_dict(tensors["optimisers"])
+        self.placed.take(tensors, self.optimisers)
         known = {key: state[key] for key in State.__dataclass_fields__}
         self.state = State(**{**known, "scores": [(int(step), float(bits)) for step, bits in known["scores"]]})
         wait()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alambic.train.pretrain_attention import Bounds, attend, bounds_of, rotation, turn
 from alambic.train.pretrain_data import Ids
-from alambic.train.pretrain_model import Run, compiles, draw_weights, product_dtype
+from alambic.train.pretrain_model import Enter, Run, compiles, draw_weights, product_dtype
 from alambic.train.pretrain_params import PretrainParams
 from alambic.train.sft_loss import Head, streamed_parts, token_losses
 
@@ -46,7 +46,9 @@ def new_encoder(params: PretrainParams, *, vocabulary: int, special: dict[str, i
     return model
 
 
-def encoder_states(model: Any, ids: Tensor, bounds: Bounds, *, dtype: torch.dtype, block: Run | None = None) -> Tensor:
+def encoder_states(
+    model: Any, ids: Tensor, bounds: Bounds, *, dtype: torch.dtype, block: Run | None = None, enter: Enter | None = None
+) -> Tensor:
     """Return the last hidden states [B, T, D] in float32.
 
     Args:
@@ -55,18 +57,23 @@ def encoder_states(model: Any, ids: Tensor, bounds: Bounds, *, dtype: torch.dtyp
         bounds: of `bounds_of`, not causal.
         dtype: of products.
         block: `encoder_block`, or what torch.compile made of it.
+        enter: see `hidden_states`.
     """
     config, body = model.config, model.model
     run, width = block or encoder_block, config.hidden_size // config.num_attention_heads
     theta = config.rope_parameters["full_attention"]["rope_theta"]
+
+    def through(layer: Any, x: Tensor) -> Tensor:
+        before = getattr(layer.attn_norm, "weight", None)  # the first layer has none
+        weights = (layer.attn.Wqkv.weight, layer.attn.Wo.weight, layer.mlp_norm.weight, layer.mlp.Wi.weight,
+                   layer.mlp.Wo.weight)  # fmt: skip
+        return run(x, before, weights, cos, sin, bounds.mask, bounds.ends, dtype, width)
+
     cos, sin = rotation(ids.shape[1], width, theta, ids.device)
     x = F.embedding(ids, body.embeddings.tok_embeddings.weight)  # B, T, D
     x = _norm(x, body.embeddings.norm.weight, x.dtype)
     for layer in body.layers:
-        before = getattr(layer.attn_norm, "weight", None)  # the first layer has none
-        weights = (layer.attn.Wqkv.weight, layer.attn.Wo.weight, layer.mlp_norm.weight, layer.mlp.Wi.weight,
-                   layer.mlp.Wo.weight)  # fmt: skip
-        x = run(x, before, weights, cos, sin, bounds.mask, bounds.ends, dtype, width)
+        x = through(layer, x) if enter is None else enter(layer, through, x)
     return _norm(x, body.final_norm.weight, x.dtype)
 
 
@@ -104,6 +111,7 @@ class Masked:
         self.end_id, self.mask_id = end_id, mask_id
         self.dtype = product_dtype(params, device)
         self.block: Run = torch.compile(encoder_block) if compiles(params, device) else encoder_block
+        self.enter: Enter | None = None
 
     @property
     def multiplied(self) -> int:
@@ -139,7 +147,7 @@ class Masked:
         at = torch.from_numpy(np.flatnonzero(chosen)).to(self.device, non_blocking=True)
         bounds = bounds_of(ids, end_id=self.end_id if self.params.document_mask else None, dtype=self.dtype,
                            causal=False)  # fmt: skip
-        states = encoder_states(self.model, ids, bounds, dtype=self.dtype, block=self.block)
+        states = encoder_states(self.model, ids, bounds, dtype=self.dtype, block=self.block, enter=self.enter)
         states = states.flatten(0, 1).index_select(0, at)
         head = self.model.head
         states = F.gelu(F.linear(states.to(self.dtype), head.dense.weight.to(self.dtype)))

@@ -27,6 +27,7 @@ from alambic.train.sft_loss import Head, streamed_parts, token_losses
 _EPS = 1e-5
 
 Run = Callable[..., Tensor]
+Enter = Callable[[Any, Callable[[Any, Tensor], Tensor], Tensor], Tensor]
 
 
 def new_decoder(params: PretrainParams, *, vocabulary: int, special: dict[str, int | None]) -> nn.Module:
@@ -75,7 +76,9 @@ def draw_weights(model: nn.Module, seed: int, *, table: str, zero: tuple[str, ..
                 weight.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
 
 
-def hidden_states(model: Any, ids: Tensor, bounds: Bounds, *, dtype: torch.dtype, block: Run | None = None) -> Tensor:
+def hidden_states(
+    model: Any, ids: Tensor, bounds: Bounds, *, dtype: torch.dtype, block: Run | None = None, enter: Enter | None = None
+) -> Tensor:
     """Return the last hidden states [B T, D] in `dtype`, before the head.
 
     Args:
@@ -84,13 +87,18 @@ def hidden_states(model: Any, ids: Tensor, bounds: Bounds, *, dtype: torch.dtype
         bounds: of `bounds_of`.
         dtype: of products.
         block: `decoder_block`, or what torch.compile made of it.
+        enter: given a layer, what computes it and x, returns its x; None: it is computed as it is.
     """
     config, body = model.config, model.model
     run = block or decoder_block
+
+    def through(layer: Any, x: Tensor) -> Tensor:
+        return run(x, weights_of(layer), cos, sin, bounds.mask, bounds.ends, dtype, config.head_dim)
+
     cos, sin = rotation(ids.shape[1], config.head_dim, config.rope_parameters["rope_theta"], ids.device)
     x = F.embedding(ids, body.embed_tokens.weight)  # B, T, D
     for layer in body.layers:
-        x = run(x, weights_of(layer), cos, sin, bounds.mask, bounds.ends, dtype, config.head_dim)
+        x = through(layer, x) if enter is None else enter(layer, through, x)
     return _norm(x, body.norm.weight, dtype).flatten(0, 1)
 
 
@@ -133,6 +141,7 @@ class Causal:
         self.end_id = end_id
         self.dtype = product_dtype(params, device)
         self.block: Run = torch.compile(decoder_block) if compiles(params, device) else decoder_block
+        self.enter: Enter | None = None
 
     @property
     def head(self) -> Head:
@@ -169,7 +178,7 @@ class Causal:
     def _states(self, ids: Tensor) -> Tensor:
         end = self.end_id if self.params.document_mask else None
         bounds = bounds_of(ids, end_id=end, dtype=self.dtype)
-        return hidden_states(self.model, ids, bounds, dtype=self.dtype, block=self.block)
+        return hidden_states(self.model, ids, bounds, dtype=self.dtype, block=self.block, enter=self.enter)
 
     def _put(self, ids: Ids) -> Tensor:
         return torch.from_numpy(ids).to(self.device, non_blocking=True)

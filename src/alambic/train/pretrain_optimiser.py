@@ -49,8 +49,16 @@ class Optimisers:
             part.load_state_dict(state)
 
 
-def make_optimisers(model: nn.Module, params: PretrainParams) -> Optimisers:
-    """Return the optimisers of `model`'s weights, with a ``peak`` rate in each group."""
+def make_optimisers(
+    model: nn.Module, params: PretrainParams, *, muon: type[torch.optim.Optimizer] | None = None
+) -> Optimisers:
+    """Return the optimisers of `model`'s weights, with a ``peak`` rate in each group.
+
+    Args:
+        model: with its weights where they are to stay.
+        params: which, and their rates.
+        muon: what stands for torch's Muon, with the same arguments; None: nothing.
+    """
     matrices: list[Tensor] = []
     tables: list[Tensor] = []
     vectors: list[Tensor] = []
@@ -64,10 +72,10 @@ def make_optimisers(model: nn.Module, params: PretrainParams) -> Optimisers:
     adamw = torch.optim.AdamW([g for g in plain if g["params"]], betas=params.betas, eps=_EPS, fused=True)
     if params.optimizer == "adamw":
         return Optimisers(adamw)
-    muon = torch.optim.Muon(
+    made = (muon or torch.optim.Muon)(
         [_group(matrices, params.muon_rate, decay)], momentum=_MOMENTUM, nesterov=True, adjust_lr_fn="match_rms_adamw"
     )
-    return Optimisers(muon, adamw)
+    return Optimisers(made, adamw)
 
 
 def _group(weights: list[Tensor], rate: float, decay: float) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from alambic.errors import TrainError
 
 # What changes where and how fast a run computes, or how often it is looked at, but not what it learns.
-_NOT_IDENTITY = ("threads", "device", "compile", "checkpoint_minutes", "valid_every", "valid_tokens", "sitting_minutes")
+_NOT_IDENTITY = (
+    "threads", "device", "compile", "sharding", "checkpoint_minutes", "valid_every", "valid_tokens", "sitting_minutes",
+)  # fmt: skip
 
 _MICRO_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 
@@ -46,6 +48,7 @@ class PretrainParams:
         clip: largest norm of the gradient.
         precision: ``bf16``, ``f32``, or ``auto``: bf16 where the hardware multiplies it.
         compile: torch.compile; ``auto``: on CUDA.
+        sharding: ``full``: weights, gradients and optimiser state are cut over the processes; ``none``: each has all.
         checkpoint_minutes: between two checkpoints.
         valid_every: tokens between two validations; a tenth of all when None.
         valid_tokens: held-out tokens a source that a validation on the way reads; the last one reads all.
@@ -82,6 +85,7 @@ class PretrainParams:
     clip: float = 1.0
     precision: Literal["auto", "f32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    sharding: Literal["none", "full"] = "none"
     checkpoint_minutes: float = 10.0
     valid_every: int | None = None
     valid_tokens: int = 50_000
@@ -123,6 +127,7 @@ class PretrainParams:
         allowed = {
             "objective": ("causal", "masked"), "optimizer": ("adamw", "muon"), "schedule": ("cosine", "wsd"),
             "precision": ("auto", "f32", "bf16"), "compile": ("auto", "on", "off"), "device": ("auto", "cpu", "cuda"),
+            "sharding": ("none", "full"),
         }  # fmt: skip
         for name, values in allowed.items():
             if getattr(self, name) not in values:

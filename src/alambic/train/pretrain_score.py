@@ -54,7 +54,9 @@ class Score:
         return bits / sum(s.utf8_bytes for s in self.sources.values())
 
 
-def score_shards(shards: Shards, nats: Nats, *, length: int, most: int | None, rows: int) -> Score | None:
+def score_shards(
+    shards: Shards, nats: Nats, *, length: int, most: int | None, rows: int, in_step: bool = False
+) -> Score | None:
     """Score the held-out text of every source that has some; None when none has.
 
     Args:
@@ -64,6 +66,7 @@ def score_shards(shards: Shards, nats: Nats, *, length: int, most: int | None, r
         length: tokens of a window.
         most: tokens of each source, evenly spread; None: all.
         rows: windows at once.
+        in_step: every process calls `nats` as often as the others.
     """
     found = {}
     place = world()
@@ -73,6 +76,8 @@ def score_shards(shards: Shards, nats: Nats, *, length: int, most: int | None, r
             continue
         batches = [range(i, min(i + rows, len(windows))) for i in range(0, len(windows), rows)]
         parts = [nats(windows[batch], [_FIRST + i for i in batch]) for batch in place.share(batches)]
+        if in_step and len(parts) < -(-len(batches) // place.size):
+            nats(windows[batches[0]], [_FIRST + i for i in batches[0]])
         summed, count = total([sum(part[0] for part in parts), sum(part[1] for part in parts)])
         mean, tokens = summed / count, int((windows[:, 1:] >= 0).sum())
         size = source.valid.utf8_bytes * tokens / source.valid.tokens
