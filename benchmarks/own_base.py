@@ -78,6 +78,10 @@ TASKS = (
     Task("field-service", 900, 258, 5.0, 8, ("exact_match",), "none published"),
 )
 _BASES = ("ours", "random")
+_SEEN = (
+    "Ours was tuned before on instruction rows, some of them made from the training parts of PIAF and OrangeSum, of "
+    "which the other side saw only the rows counted here. It never saw the field-service example."
+)
 
 
 def run(store: Any) -> str:
@@ -344,7 +348,8 @@ def _page(results: dict[str, dict[str, Any]], speed: dict[str, Any]) -> str:
                 f"{cells[1]} | {gain} | "
                 f"{task.reference if first else ''} |"
             )
-    lines += ["", "Scores times 100. " + " ".join(_said(name, result) for name, result in results.items())]
+    lines += ["", _SEEN, ""]
+    lines += ["Scores times 100. " + " ".join(_said(name, result) for name, result in results.items())]
     for metric, text in {m: t for r in results.values() for m, t in r["signatures"].items()}.items():
         lines += ["", f"`{metric}`: {text}"]
     return "\n".join([*lines, "", *_speed_lines(speed)])
