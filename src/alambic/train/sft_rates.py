@@ -6,7 +6,8 @@ from __future__ import annotations
 # ten times the rate of full training, nearly whatever their rank and the model's size
 # (Schulman et al. 2025, https://thinkingmachines.ai/blog/lora/).
 _NEW = ((10_000_000, 1.5e-3), (50_000_000, 1e-3), (200_000_000, 6e-4), (float("inf"), 3e-4))
-_FULL = ((200_000_000, 1e-4), (700_000_000, 3e-5), (2_000_000_000, 2e-5), (float("inf"), 1e-5))
+# The first of `_FULL` and `_NEW`: lab notes, 2026-11-22 and 2026-11-21.
+_FULL = ((50_000_000, 5e-4), (200_000_000, 1e-4), (700_000_000, 3e-5), (2_000_000_000, 2e-5), (float("inf"), 1e-5))
 _ADAPTER = ((200_000_000, 5e-4), (2_000_000_000, 2e-4), (float("inf"), 1e-4))
 
 _PREFERENCE = 20
