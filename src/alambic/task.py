@@ -408,7 +408,8 @@ def _kind_faults(task: Task, file: _File) -> list[tuple[tuple[str | int, ...], s
     if task.writes and task.base.name == "auto" and _needs_writing_base(task):
         said = "'auto' chooses among encoders" if "name" in file.base.model_fields_set else "missing"
         text = f"base.name: {said}, and kind {kind!r} needs a model that writes"
-        faults.append((("base", "name"), f"{text}: one of `alambic bases --kind decoder`, a folder, or scratch"))
+        known = "alambic-fr-en (ours, small), another of `alambic bases --kind decoder`, a folder, or scratch"
+        faults.append((("base", "name"), f"{text}: {known}"))
     if task.writes and task.base.name == "scratch" and task.base.parameters is None:
         faults.append((("base", "name"), "base.name = 'scratch' needs base.parameters, for example 10_000_000"))
     if task.labels and kind != "classify":
