@@ -190,7 +190,10 @@ def test_resolve_says_what_fits_when_the_kind_is_wrong(decoder):
 
 
 def test_resolve_says_so_before_fetching_when_a_known_base_is_of_the_wrong_kind():
-    said = r"(?s)'t5-small'.*is an encoder-decoder, and this task needs a decoder.*fits: alambic-fr-en, qwen2.5-0.5b.*--kind decoder"
+    said = (
+        r"(?s)'t5-small'.*is an encoder-decoder, and this task needs a decoder.*"
+        r"fits: alambic-fr-en, qwen2.5-0.5b.*--kind decoder"
+    )
     with pytest.raises(BaseModelError, match=said):
         resolve("t5-small", kinds=("decoder",))
 
