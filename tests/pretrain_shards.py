@@ -51,3 +51,21 @@ def make_shards(folder: Path, tokenizer_folder: Path, *, train: int = 400, valid
     digest = hashlib.sha256((tokenizer_folder / "tokenizer.json").read_bytes()).hexdigest()
     write_index(Shards(folder, tokenizer.get_vocab_size(), "uint16", digest, end, tuple(sources)))
     return folder
+
+
+def make_corpus(folder: Path) -> Path:
+    """Write a tokenizer and shards of its ids into `folder`, and return it."""
+    make_tokenizer(folder / "tokenizer")
+    make_shards(folder / "shards", folder / "tokenizer")
+    return folder
+
+
+def lines(out: Path, kind: str) -> list[dict]:
+    """Return the lines of `kind` in the log of the run that writes the model `out`."""
+    log = out.with_name(f"{out.name}.run") / "log.jsonl"
+    return [line for line in map(json.loads, log.read_text().splitlines()) if line["kind"] == kind]
+
+
+def curve(out: Path) -> list[tuple[int, float, float]]:
+    """Return step, loss and norm of the gradient of every step."""
+    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines(out, "step")]

@@ -14,7 +14,7 @@ from alambic.train.pretrain import pretrain
 from alambic.train.pretrain_attention import bounds_of
 from alambic.train.pretrain_masked import Masked, choose_masked, encoder_states, new_encoder
 from alambic.train.pretrain_params import PretrainParams
-from pretrain_shards import make_shards, make_tokenizer
+from pretrain_shards import make_corpus
 
 torch.set_num_threads(1)
 PARAMS = PretrainParams(
@@ -83,10 +83,7 @@ def test_loss_is_that_of_transformers_at_the_masked_tokens_when_computed():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("masked")
-    make_tokenizer(folder / "tokenizer")
-    make_shards(folder / "shards", folder / "tokenizer")
-    return folder
+    return make_corpus(tmp_path_factory.mktemp("masked"))
 
 
 def test_encoder_learns_and_opens_when_trained(corpus):

@@ -16,7 +16,7 @@ from alambic.events import Note, Progress, drain
 from alambic.model.decoder import Decoder
 from alambic.train.pretrain import pretrain
 from alambic.train.pretrain_params import PretrainParams
-from pretrain_shards import make_shards, make_tokenizer
+from pretrain_shards import curve, lines, make_corpus
 
 PARAMS = PretrainParams(
     hidden=32, layers=2, heads=2, context=32, tokens=40 * 128, batch_tokens=128, micro_tokens=64, threads=1,
@@ -45,23 +45,11 @@ SCRIPT = """
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    make_tokenizer(folder / "tokenizer")
-    make_shards(folder / "shards", folder / "tokenizer")
-    return folder
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def start(corpus, out, params=PARAMS):
     return pretrain(corpus / "shards", corpus / "tokenizer", params, out, base=BASE)
-
-
-def lines(out, kind):
-    log = out.with_name(f"{out.name}.run") / "log.jsonl"
-    return [line for line in map(json.loads, log.read_text().splitlines()) if line["kind"] == kind]
-
-
-def curve(out):
-    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines(out, "step")]
 
 
 @pytest.fixture(scope="module")

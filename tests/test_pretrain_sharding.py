@@ -18,7 +18,7 @@ from alambic.train.distributed import exchanging
 from alambic.train.pretrain import pretrain
 from alambic.train.pretrain_muon import ShardedMuon
 from alambic.train.pretrain_sharding import Replicated, place, reshards
-from pretrain_shards import make_shards, make_tokenizer
+from pretrain_shards import curve, lines, make_corpus
 from sharded_training import BASE, PARAMS, replace, train
 
 LAUNCHERS = {
@@ -34,10 +34,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    make_tokenizer(folder / "tokenizer")
-    make_shards(folder / "shards", folder / "tokenizer")
-    return folder
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def launch(launcher, corpus, out, jobs):
@@ -48,15 +45,6 @@ def launch(launcher, corpus, out, jobs):
         [sys.executable, *LAUNCHERS[launcher], script, str(corpus), str(out), json.dumps(jobs)],
         capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-
-
-def lines(out, kind):
-    log = out.with_name(f"{out.name}.run") / "log.jsonl"
-    return [line for line in map(json.loads, log.read_text().splitlines()) if line["kind"] == kind]
-
-
-def curve(out):
-    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines(out, "step")]
 
 
 @pytest.fixture(scope="module")
