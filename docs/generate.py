@@ -57,6 +57,7 @@ def task_page() -> str:
         "budget": "Budget",
         "answer": "AnswerSpec",
         "preferences": "PreferencesSpec",
+        "remote": "RemoteStageSpec",
         "[candidate]": "CandidateSpec",
     }
     return "\n".join([*parts, *_sections(json_schema(), names)])

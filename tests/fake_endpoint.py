@@ -50,6 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.connections.add(self.client_address)
             self.server.active += 1
             self.server.most = max(self.server.most, self.server.active)
+        self.asked = body
         try:
             step(self)
         except (BrokenPipeError, ConnectionResetError):

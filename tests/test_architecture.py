@@ -15,8 +15,9 @@ FOUNDATION = {"errors", "toml_file", "events", "_extras", "_registry"}
 # Package -> packages of ours it may import, besides the foundation and itself.
 MAY_IMPORT = {
     "render": {"kinds"},
-    "task": {"kinds"},
-    "pretrain_config": {"task"},
+    "task": {"kinds", "task_tables"},
+    "task_tables": {"kinds"},
+    "pretrain_config": {"task_tables"},
     "kinds": set(),
     "data": {"kinds", "task", "pretrain_config"},
     "model": {"kinds", "data", "task", "pretrain_config", "bundle_cache"},
@@ -45,6 +46,7 @@ LIGHT = (
     "kinds",
     "data",
     "task",
+    "task_tables",
     "pretrain_config",
     "web",
 )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alambic import toml_file
 from alambic.errors import TaskError
-from alambic.task import Name
+from alambic.task_tables import Name
 
 _GUIDE = "see docs/guides/distil.md"
 

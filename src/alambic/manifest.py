@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from alambic.errors import BundleError
 from alambic.kinds.cascade import Cascade
 from alambic.kinds.decision import Decision
+from alambic.kinds.remote_stage import RemoteStage
 
 # 2: models that write; 3: adapters and drafts beside them; 4: classifiers that abstain, which an older program would
 # let answer everything; 5: chains of classifiers, of which it would ask the last alone; 6: models that give scores and
-# vectors. Bundles of older formats read the same.
-FORMAT = 6
+# vectors; 7: a remote that may be asked last. Bundles of older formats read the same.
+FORMAT = 7
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64_000_000  # a real one is under 1 MB; a stranger's file must not fill the memory
 
@@ -118,6 +119,9 @@ class Manifest(_Record):
     )
     cascade: Cascade | None = Field(
         default=None, description="classify: models asked in turn, the entry last; None where one answers alone"
+    )
+    remote: RemoteStage | None = Field(
+        default=None, description="classify: endpoint for what is abstained from, asked only where the caller says so"
     )
     task: dict[str, Any] = Field(default_factory=dict, description="source and digest of the task file")
     candidate: str = Field(default="", description="name of the candidate chosen")
@@ -249,6 +253,8 @@ def _structure_problems(manifest: Manifest) -> Iterator[str]:
         yield "decision: only for one label per text"
     if manifest.decision is not None and manifest.decision.scope_label not in (None, *manifest.labels):
         yield f"decision.scope_label: {manifest.decision.scope_label!r} is no label"
+    if manifest.remote is not None and (manifest.kind != "classify" or manifest.multi_label):
+        yield "remote: only for classifiers with one label per text"
     seen: set[str] = set()
     for part in manifest.parts:
         if not is_safe_path(part.folder):

@@ -135,7 +135,8 @@ def predict_file(
         _WRITTEN_BATCH if engine.bundle.manifest.writer else _BATCH,
     )
     part = target.with_name(target.name + ".part")
-    stamp = _stamp(source, [bundle_seal, top_k, why, spec.text, spec.encoding, spec.separator])
+    how = [bundle_seal, top_k, why, spec.text, spec.encoding, spec.separator]
+    stamp = _stamp(source, [*how, "remote"] if getattr(engine, "last", None) is not None else how)
     with on_disk(target):
         resumed, errors = _resume(part, stamp)
         if resumed:

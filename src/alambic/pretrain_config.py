@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from alambic import toml_file
 from alambic.errors import TaskError, nearest
-from alambic.task import Name
+from alambic.task_tables import Name
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 

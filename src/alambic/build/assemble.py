@@ -13,6 +13,7 @@ from alambic import __version__
 from alambic.build.context import Context, Fitted
 from alambic.bundle import Bundle, seal
 from alambic.kinds.decision import Decision
+from alambic.kinds.remote_stage import RemoteStage
 from alambic.manifest import Manifest, PartSpec
 from alambic.measure.machine import versions
 from alambic.report.card import render_card
@@ -109,7 +110,14 @@ def _manifest(ctx: Context, name: str, fitted: Fitted, extras: Extras) -> Manife
         temperature=extras.temperature,
         decision=extras.decision,
         cascade=fitted.cascade,
+        remote=_remote_stage(task),
     )
+
+
+def _remote_stage(task: Task) -> RemoteStage | None:
+    if task.remote is None:
+        return None
+    return RemoteStage(**task.remote.model_dump(), description=task.task.description, described=dict(task.labels))
 
 
 def provenance(

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 @click.option("--label", "label", help="Label column; guessed when absent.")
 @click.option("--output", "output", help="Column of the answers, of a bundle that writes; guessed when absent.")
 @click.option("--rows", type=click.IntRange(min=1), help="Rows written, of a bundle that writes; all when absent.")
+@click.option("--remote", is_flag=True, help="Also send what it abstains from to the endpoint that it names.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def measure(bundle: Path, data: Path, threads: int | None, as_json: bool, **columns: Any) -> None:
+def measure(bundle: Path, data: Path, threads: int | None, remote: bool, as_json: bool, **columns: Any) -> None:
     """Measure BUNDLE on this machine."""
     from alambic.bundle import open_bundle
     from alambic.cli.progress import shown
@@ -33,13 +34,24 @@ def measure(bundle: Path, data: Path, threads: int | None, as_json: bool, **colu
 
     opened = open_bundle(bundle)
     with shown(quiet=as_json) as listener:
-        if opened.manifest.writer is not None:
+        if opened.manifest.writer is not None and not remote:
             result = drain(_writer(opened, data, threads, columns), listener)
             click.echo(json.dumps(result, ensure_ascii=False) if as_json else render(result))
             return
         rows = labelled_rows(data, opened.manifest, text=columns["text"], label=columns["label"], listener=listener)
+        asked = drain(_remote(opened, rows, threads), listener) if remote else None
         result = drain(measure_bundle(bundle, rows, threads=threads), listener).to_dict()
+        result = result if asked is None else {**result, "remote": asked}
     click.echo(json.dumps(result, ensure_ascii=False) if as_json else render(result))
+
+
+def _remote(bundle: Bundle, rows: Dataset, threads: int | None) -> Work[dict[str, Any]]:
+    from alambic.engines import open_engine, open_last_stage
+    from alambic.measure.last_stage import measure_last_stage
+
+    with open_engine(bundle, threads=threads) as engine:
+        engine.last = open_last_stage(engine)
+        return (yield from measure_last_stage(engine, rows))
 
 
 def _writer(bundle: Bundle, data: Path, threads: int | None, columns: dict[str, Any]) -> Work[dict[str, Any]]:
@@ -97,4 +109,21 @@ def render(result: dict[str, Any]) -> str:
     joules = energy.get("j_per_request")
     lines += [f"  {'energy':<16} " + (f"{joules:.4g} J/text ({energy['source']})" if joules else energy["source"])]
     lines += [f"  {'machine':<16} {result['machine'].get('cpu', 'unknown')}"]
+    if "remote" in result:
+        lines += _remote_lines(result["remote"])
     return "\n".join(lines)
+
+
+def _remote_lines(asked: dict[str, Any]) -> list[str]:
+    from alambic.cli.table import interval
+
+    price = f", {asked['usd']:.4g} USD" if "usd" in asked else ""
+    lines = [
+        f"  {asked['model']} was asked about {asked['asked']:,} of {asked['n']:,} texts: "
+        f"{asked['fits_no_label']:,} fit no label, {asked['failed']:,} not answered{price}"
+    ]
+    for name, who in (("here", "answered here"), ("remote", "by the remote"), ("together", "together")):
+        share = asked[name]
+        right = f", right {interval(share['right'], scale=100)} %" if share["answered"] else ""
+        lines.append(f"  {who:<16} {share['answered']:,} texts{right}")
+    return lines

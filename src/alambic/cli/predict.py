@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--text-column", help="Column of the texts in --input; guessed when absent.")
 @click.option("--top-k", type=click.IntRange(min=1), help="Also give the probabilities of the K likeliest labels.")
 @click.option("--why", type=click.IntRange(min=1), help="Also show the N training rows nearest to each text.")
+@click.option("--remote", is_flag=True, help="Send what the bundle abstains from to the endpoint that it names.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.")
 @click.option("--force", is_flag=True, help="Overwrite --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
@@ -36,13 +37,17 @@ def predict(bundle: Path, text: str | None, source: Path | None, target: Path | 
         raise click.UsageError("give TEXT or --input, not both")
     if text is not None and not text.strip():
         raise click.UsageError("TEXT is empty")
-    with alambic.open(bundle, threads=options["threads"]) as engine:  # type: ignore[arg-type]
+    with alambic.open(bundle, threads=options["threads"], remote=bool(options["remote"])) as engine:  # type: ignore[arg-type]
+        code = 0
         if source is not None and target is not None:
-            click.get_current_context().exit(_file(engine, source, target, options))
-        if text is not None:
+            code = _file(engine, source, target, options)
+        elif text is not None:
             _print(engine, text, options)
-            return
-        click.get_current_context().exit(_lines(engine, options))
+        else:
+            code = _lines(engine, options)
+        if options["remote"]:
+            click.echo(engine.last.sentence(), err=True)  # type: ignore[union-attr]  # it was opened with one
+    click.get_current_context().exit(code)
 
 
 def _stdin() -> TextIO:

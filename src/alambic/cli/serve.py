@@ -22,6 +22,7 @@ _LIMITS = ("max_body_bytes", "max_texts", "max_wait_ms", "queue_limit", "max_str
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Accept this Host name too (behind a proxy).")
 @click.option("--report", type=_FILE, help="Report to show; by default the one next to the first bundle.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each engine.")
+@click.option("--remote", is_flag=True, help="Send what bundles abstain from to the endpoints that they name.")
 @click.option(
     "--max-body-bytes", default=1_000_000, show_default=True, type=click.IntRange(1), help="Body of a request."
 )
@@ -52,7 +53,7 @@ def serve(bundles: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     local = server.is_loopback(options["host"])
     limits = Limits(**{name: options[name] for name in _LIMITS})
     listener = server.listen(options["host"], options["port"])
-    with listener, models.load(bundles, threads=options["threads"]) as engines:
+    with listener, models.load(bundles, threads=options["threads"], remote=options["remote"]) as engines:
         app = create_app(
             engines,
             limits=limits,

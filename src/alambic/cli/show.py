@@ -90,6 +90,10 @@ def _bundle(record: dict[str, Any]) -> str:
         f"  licences  {', '.join(f'{k}: {v}' for k, v in record['licences'].items())}",
         f"  created   {record['created']} by alambic {record['alambic']}",
     ]
+    if (remote := record["remote"]) is not None:
+        key = f", key from {remote['key_env']}" if remote["key_env"] else ""
+        asked = "asked with --remote only, about texts abstained from"
+        lines.append(f"  remote    {remote['model']} at {remote['url']}{key}: {asked}")
     if (shared := record.get("shared")) is not None:
         lines.append(
             f"  shared    {shared['part']}, {shared['mb']} MB, digest {shared['digest'][:12]}: bundles with the same "

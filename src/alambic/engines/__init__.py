@@ -21,8 +21,19 @@ from alambic.manifest import PartSpec
 
 if TYPE_CHECKING:
     from alambic.engines.bundle_writer import BundleWriter
+    from alambic.engines.last_stage import LastStage
 
-__all__ = ["ON_VECTORS", "PARTS", "ClassifyEngine", "TextReader", "load_part", "open", "open_engine", "open_part"]
+__all__ = [
+    "ON_VECTORS",
+    "PARTS",
+    "ClassifyEngine",
+    "TextReader",
+    "load_part",
+    "open",
+    "open_engine",
+    "open_last_stage",
+    "open_part",
+]
 
 PARTS = Registry(
     "engine",
@@ -53,22 +64,48 @@ WRITERS = Registry(
 ON_VECTORS = frozenset({"knn-head", "linear-head"})
 
 
-def open(path: str | os.PathLike[str], *, threads: int | None = None) -> ClassifyEngine | BundleWriter:
+def open(
+    path: str | os.PathLike[str], *, threads: int | None = None, remote: bool = False
+) -> ClassifyEngine | BundleWriter:
     """Open the bundle at `path` (a folder or a `.alambic` file), ready to predict: labels, or texts where it writes.
 
     Args:
         path: the bundle.
         threads: threads of the engine; None lets it choose.
+        remote: send texts that the bundle abstains from to the endpoint that it names. Nothing is sent otherwise.
 
     Raises:
         BundleError: the bundle is missing, damaged, tampered with or too new.
-        EngineError: an engine cannot run it.
+        EngineError: an engine cannot run it, or `remote` is asked of a bundle that names none.
     """
     from alambic.engines.bundle_writer import open_writer
 
     bundle = open_bundle(path)
-    opener = open_engine if bundle.manifest.writer is None else open_writer
-    return opener(bundle, threads=threads)
+    if bundle.manifest.writer is not None and not remote:
+        return open_writer(bundle, threads=threads)
+    engine = open_engine(bundle, threads=threads)
+    if remote:
+        engine.last = open_last_stage(engine)
+    return engine
+
+
+def open_last_stage(engine: ClassifyEngine) -> LastStage:
+    """Prepare the endpoint that the bundle of `engine` names; nothing is sent before a text needs it.
+
+    Raises:
+        EngineError: the bundle names none or abstains from nothing, the address is unsafe, or the key is absent.
+    """
+    from alambic.engines.last_stage import LastStage
+
+    manifest, source = engine.bundle.manifest, engine.bundle.source
+    if manifest.remote is None:
+        raise EngineError(f"{source}: this bundle names no remote", hint="[remote] in the task file, and build again")
+    if manifest.decision is None:
+        raise EngineError(f"{source}: this bundle abstains from nothing, so its remote would never be asked")
+    return LastStage(
+        manifest.remote, engine.labels, scope_label=manifest.decision.scope_label, local=manifest.candidate,
+        reasons=lambda texts, n: engine.reasons(texts, n=n),
+    )  # fmt: skip
 
 
 def open_engine(

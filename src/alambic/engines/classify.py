@@ -23,6 +23,7 @@ from alambic.kinds.inputs import Input, text_of
 
 if TYPE_CHECKING:
     from alambic.engines.examples import Examples
+    from alambic.engines.last_stage import LastStage
 
 _CHUNK = 1024  # texts whose ids are held at once
 
@@ -147,6 +148,7 @@ class ClassifyEngine:
         cascade = bundle.manifest.cascade
         self._temperature = bundle.manifest.temperature if cascade is None else cascade.stages[-1].temperature
         self._before = tuple(before)
+        self.last: LastStage | None = None  # asked about what this abstains from; `engines.open` may set it
         self._relay = (
             None if cascade is None else Relay(cascade, [*(one.answer_clean for one in before), self.answer_clean])
         )
@@ -176,6 +178,10 @@ class ClassifyEngine:
             EngineError: an input is not a text; `InputTooLong` when the task says `long = "error"`.
         """
         texts = [value if isinstance(value, str) else _text(value, i) for i, value in enumerate(_many(inputs))]
+        said = self._predict(texts, batch_size)
+        return said if self.last is None else self.last.settle(texts, said)
+
+    def _predict(self, texts: Sequence[str], batch_size: int) -> list[Prediction]:
         manifest = self.bundle.manifest
         decision = manifest.decision
         asked = (decision.scope,) if decision is not None and decision.scope is not None else ()
@@ -308,12 +314,15 @@ class ClassifyEngine:
             described[spec.name] = part.describe()
         first = described[self.bundle.manifest.chain()[0].name]
         known = {name: first.get(name) for name in ("engine", "version", "properties", "threads")}
-        return {**known, "parts": described}
+        remote = {} if self.last is None else {"remote": self.last.describe()}
+        return {**known, "parts": described, **remote}
 
     def close(self) -> None:
         """Free the model. Closing twice is allowed; predicting afterwards is an EngineError."""
         for one in self._before:
             one.close()
+        if self.last is not None:
+            self.last.close()
         self._reader.close()
         self._heads = ()
 

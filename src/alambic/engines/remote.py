@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -168,7 +168,7 @@ class Remote:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def write_each(self, requests: Iterable[GenerationRequest]) -> Iterator[Reply | EngineError]:
+    def write_each(self, requests: Iterable[GenerationRequest]) -> Generator[Reply | EngineError, None, None]:
         """Give for each request its reply or the error that ended it, in order, reading `requests` as it goes.
 
         For many rows (a teacher, a judge): one that fails costs none of the others, and what was paid for is kept.

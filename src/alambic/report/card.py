@@ -133,7 +133,7 @@ def _opening(manifest: Mapping[str, Any]) -> str:
     return (
         f"# {_plain(manifest['name'])}\n\n{about}{_gives(manifest)}\n\n"
         f"Made with alambic {manifest.get('alambic', '')}; candidate `{manifest.get('candidate', '')}`"
-        f"{_stages(manifest)}."
+        f"{_stages(manifest)}.{_remote(manifest)}"
     )
 
 
@@ -141,6 +141,15 @@ def _stages(manifest: Mapping[str, Any]) -> str:
     """Name the stages of a cascade."""
     cascade = manifest.get("cascade")
     return f" ({' -> '.join(stage['name'] for stage in cascade['stages'])})" if cascade else ""
+
+
+def _remote(manifest: Mapping[str, Any]) -> str:
+    """Name the remote that may be asked last."""
+    remote = manifest.get("remote")
+    if not remote:
+        return ""
+    asked = f"`{_plain(remote['model'])}` at `{_plain(remote['url'])}`"
+    return f" With `--remote`, and never otherwise, texts that it abstains from are sent to {asked}."
 
 
 _GIVES = {

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -19,6 +19,9 @@ from alambic.serve.bodies import json_kind
 from alambic.serve.errors import CLIENT_GONE, ApiError, from_engine
 from alambic.serve.limits import Limits, read_body
 from alambic.serve.models import LoadedBundle
+
+if TYPE_CHECKING:
+    from alambic.engines.last_stage import LastStage
 
 _KEYS = ("input", "model", "top_k", "why")
 _MOST_REASONS = 50
@@ -59,6 +62,8 @@ async def answer(
     job = batchers[classify.model].submit([text for text in classify.texts if text.strip()])
     if not await finished(request, batchers[classify.model], job):
         return Response(status_code=CLIENT_GONE)
+    if model.last is not None:  # outside the batch: a slow remote holds up nobody who is answered here
+        await asyncio.to_thread(_settle, job, model.last)
     entries = _entries(classify, job, multi_label=model.multi_label)
     if classify.why is not None:
         await asyncio.to_thread(_add_reasons, entries, classify, model)
@@ -137,6 +142,14 @@ def _whole(data: Mapping[str, Any], key: str, *, most: int | None = None) -> int
         allowed = "a whole number from 1" + (f" to {most}" if most is not None else "")
         raise ApiError(400, "wrong_type", f"'{key}' is {got}; it must be {allowed}", param=key)
     return value
+
+
+def _settle(job: Job[Prediction], last: LastStage) -> None:
+    """Ask the remote about the texts that were abstained from."""
+    known = [(i, one) for i, one in sorted(job.outcomes.items()) if isinstance(one, Prediction)]
+    said = last.settle([job.texts[i] for i, _ in known], [one for _, one in known])
+    for (i, _), one in zip(known, said, strict=True):
+        job.outcomes[i] = one
 
 
 def _add_reasons(entries: list[dict[str, Any]], classify: Classify, model: LoadedBundle) -> None:

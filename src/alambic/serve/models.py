@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alambic.bundle import Bundle
 from alambic.engines.bundle_writer import BundleWriter, filled
 from alambic.engines.toolcalls import HERMES, ToolStyle, style_of
 from alambic.engines.writer import Writer
-from alambic.errors import BundleError, nearest
+from alambic.errors import BundleError, EngineError, nearest
 from alambic.kinds.chat import Chat
 from alambic.kinds.classify import Prediction
 from alambic.kinds.generation import Sampling
 from alambic.render import ChatTemplate, pinned
 from alambic.serve.batcher import Predicts
 from alambic.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from alambic.engines.last_stage import LastStage
 
 _EXAMPLES = 6
 _EXAMPLE_CHARACTERS = 280
@@ -38,6 +41,7 @@ class LoadedBundle:
         created: seconds since 1970, for `/v1/models`.
         facts: what the page shows (candidate, size_mb, base, scores, licence).
         examples: texts to try.
+        last: the remote that is asked about what the engine abstains from; None asks nothing.
     """
 
     engine: Predicts[Prediction]
@@ -46,10 +50,13 @@ class LoadedBundle:
     created: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    last: LastStage | None = None
 
     def card(self, name: str) -> dict[str, Any]:
         """Return the entry of `/v1/models`: OpenAI's keys, and ours under `alambic`."""
         ours = {"kind": "classify", "labels": self.labels, "multi_label": self.multi_label, "embeds": self.embeds}
+        if self.last is not None:
+            ours["remote"] = self.last.stage.model
         return _card(name, self.created, {**ours, **self.facts, "examples": self.examples})
 
     @property
@@ -155,16 +162,18 @@ def pick(models: Mapping[str, Loaded], name: str | None, able: Mapping[str, _Abl
 
 
 @contextmanager
-def load(paths: Sequence[Path], *, threads: int | None = None) -> Iterator[dict[str, Loaded]]:
+def load(paths: Sequence[Path], *, threads: int | None = None, remote: bool = False) -> Iterator[dict[str, Loaded]]:
     """Open the bundles at `paths` by the name of their task, and close their engines at the end.
 
-    A base that several of them keep an adapter beside is loaded once.
+    A base that several of them keep an adapter beside is loaded once. With `remote` classifiers that name an endpoint
+    ask it about what they abstain from.
 
     Raises:
         BundleError: a bundle is damaged, or two have the same name.
+        EngineError: `remote` is asked, and no bundle names an endpoint, or one cannot be asked.
     """
     from alambic.bundle import open_bundle
-    from alambic.engines import open_engine
+    from alambic.engines import open_engine, open_last_stage
     from alambic.engines.bundle_writer import open_writers, shared_base
 
     bundles: dict[str, Bundle] = {}
@@ -174,6 +183,8 @@ def load(paths: Sequence[Path], *, threads: int | None = None) -> Iterator[dict[
         if name in bundles:
             raise BundleError(f"{path}: {name!r} is served already", hint="serve it on another port")
         bundles[name] = bundle
+    if remote and not any(bundle.manifest.remote for bundle in bundles.values()):
+        raise EngineError(f"{', '.join(map(str, paths))}: no bundle names a remote", hint="[remote] in a task file")
     writing = [bundle for bundle in bundles.values() if bundle.manifest.writer is not None]
     bases = {bundle.manifest.name: shared_base(bundle) for bundle in writing}
     found: dict[str, Loaded] = {}
@@ -185,11 +196,15 @@ def load(paths: Sequence[Path], *, threads: int | None = None) -> Iterator[dict[
             found[name] = describe_writer(writer, shares_base_with=alike)
         for name, bundle in bundles.items():
             if name not in found:
-                found[name] = describe(bundle, stack.enter_context(open_engine(bundle, threads=threads)))
+                engine = stack.enter_context(open_engine(bundle, threads=threads))
+                last = None
+                if remote and bundle.manifest.remote is not None:
+                    last = stack.enter_context(closing(open_last_stage(engine)))
+                found[name] = describe(bundle, engine, last=last)
         yield {name: found[name] for name in bundles}
 
 
-def describe(bundle: Bundle, engine: Predicts[Prediction]) -> LoadedBundle:
+def describe(bundle: Bundle, engine: Predicts[Prediction], *, last: LastStage | None = None) -> LoadedBundle:
     """Join `engine` with the facts that the manifest of `bundle` holds."""
     manifest = bundle.manifest
     return LoadedBundle(
@@ -199,6 +214,7 @@ def describe(bundle: Bundle, engine: Predicts[Prediction]) -> LoadedBundle:
         created=_seconds(manifest.created),
         facts=_facts(bundle),
         examples=_examples([golden.text for golden in manifest.golden]),
+        last=last,
     )
 
 
