@@ -68,7 +68,7 @@ def test_rows_of_every_form_are_read_when_jsonl(tmp_path):
     rows = [
         {"text": "un texte"},
         {"messages": [{"role": "user", "content": "Bonjour"}, {"role": "assistant", "content": "Salut"}]},
-        {"prompt": "2+2 ?", "completion": "4"},
+        {"prompt": "2+2 ?", "completion": "4<|endoftext|>\n"},
         {"other": 1},
     ]
     path = tmp_path / "a.jsonl.xz"

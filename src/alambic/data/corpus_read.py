@@ -202,5 +202,7 @@ def _chat(data: dict[str, Any], where: str) -> Chat | None:
         return parse_chat(data["messages"], data.get("tools"), where=where)
     prompt, completion = data.get("prompt"), data.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
+        # Some collections end each answer with the mark; the template ends the turn, and the shards the document.
+        completion = completion.rstrip().removesuffix(SEPARATOR)
         return Chat.of(prompt, completion=completion, system=data.get("system") or None)
     return None
