@@ -101,10 +101,9 @@ class LastStage:
                 sure = found[i].scores[label]
                 model = self.stage.model
                 found[i] = replace(found[i], labels=(label,), confidence=sure, because=None, answered_by=model)
-        failed = len(errors) + len(asked) - len(labels)
-        self._count(
-            Asked(len(asked), sum(label is not None for label in labels), labels.count(None) - len(errors), failed)
-        )
+        none = labels.count(None) - len(errors)
+        failed = len(asked) - len(labels) + len(errors)
+        self._count(Asked(len(asked), len(asked) - none - failed, none, failed))
         if errors:
             _log.warning("%d of %d texts stay abstained from: %s", failed, len(asked), errors[-1].message)
         return found
