@@ -1,5 +1,6 @@
-"""A chain, linear model first and the fine-tuned 8-bit encoder for the rest, against that encoder alone.
+"""A chain, linear model first and the fine-tuned encoder for the rest, against that encoder alone.
 
+Each set twice: those two, and with the students that benchmark `distil` made (its bundles are used where it was run).
 ALAMBIC_BENCH_PARTS=banking77,hwu64,clinc150 runs a part; the page shows what was run so far. The models are those of
 tuned.py, fitted once for several benchmarks; thresholds are fitted on dev, everything shown is counted on test.
 ALAMBIC_BENCH_TINY=1 takes few rows and a head on the encoder as it is.
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +19,20 @@ import numpy as np
 
 import sets
 import tuned
-from run import TINY, data_folder
+from run import ROOT, TINY, data_folder
 
 MINUTES = 100  # nearly all of it fits the encoders; 15 where tuned.py kept them
 WHAT = (
-    "A chain of a linear model and a fine-tuned 8-bit encoder against the encoder alone: accuracy on the same test "
+    "A chain of a linear model, students and a fine-tuned encoder against the encoder alone: accuracy on the same test "
     "rows, and the mean time of one text at a time, both in turn on the same texts"
 )
 SETS = ("banking77",) if TINY else ("banking77", "hwu64", "clinc150")
+STUDENTS = ("distil-static", "distil-2-int8")
 TOLERANCES = (0.2,) if TINY else (0.01, 0.005)  # shares of answers that may be lost, at 95 % confidence
 ROUNDS = 1 if TINY else 3  # passes over all test texts
 _FEW = 300  # rows of each part where it is only tried out
 _BAR = 5.0
+_DISTILLED = ROOT / ".bench" / "distil"
 
 
 def run(store: Any) -> str:
@@ -35,8 +40,9 @@ def run(store: Any) -> str:
     wanted = os.environ.get("ALAMBIC_BENCH_PARTS", ",".join(SETS)).split(",")
     found = {}
     for name in SETS:
-        if name in wanted or (store.folder / f"{name}.json").exists():
-            found[name] = store.part(name, lambda name=name: _measure(name, store.folder))
+        for part, students in ((name, ()), (f"{name}-students", _students(name))):
+            if (name in wanted and (students or part == name)) or (store.folder / f"{part}.json").exists():
+                found[part] = store.part(part, partial(_measure, name, students, store.folder))
     lines = ["| set | may be lost | chain | full model alone % | chain % | chain minus full, points [95 %] | "
              "answered by each stage % | n dev, test |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     lines += [_quality_line(name, row) for name, rows in found.items() for row in rows]
@@ -59,8 +65,9 @@ def _quality_line(name: str, row: dict[str, Any]) -> str:
     told = "tied" if gap["low"] <= 0.0 <= gap["high"] else "not tied"
     shares = ", ".join(f"{stage} {100 * share:.1f}" for stage, share in row["answered"].items())
     between = f"{100 * gap['value']:+.2f} [{100 * gap['low']:+.2f}, {100 * gap['high']:+.2f}], {told}"
+    sure = ", ".join(f"{value:.4f}" for value in row.get("thresholds") or [row["threshold"]])
     return (
-        f"| {name} | {allowed} | {' -> '.join(row['names'])} (from confidence {row['threshold']:.4f}) | "
+        f"| {name} | {allowed} | {' -> '.join(row['names'])} (from confidence {sure}) | "
         f"{100 * row['full']:.2f} | {100 * row['chain']:.2f} | {between} | {shares} | {row['dev']:,}, {row['test']:,} |"
     )
 
@@ -77,12 +84,17 @@ def _time_line(name: str, row: dict[str, Any]) -> str:
     )
 
 
-def _measure(name: str, folder: Path) -> list[dict[str, Any]]:
+def _students(name: str) -> tuple[str, ...]:
+    return () if TINY else tuple(form for form in STUDENTS if (_DISTILLED / f"{name}-{form}.bundle").is_dir())
+
+
+def _measure(name: str, students: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Compose the chain for each tolerance and hold it against the full model."""
     bundles, dev, test = _few(name, folder) if TINY else _kept(name)
-    return [
-        _compare(folder / f"{name}-{tolerance:g}.bundle", bundles, dev, test, tolerance) for tolerance in TOLERANCES
-    ]
+    for form in students:
+        bundles[form] = _DISTILLED / f"{name}-{form}.bundle"
+    out = folder / f"{name}.bundle"
+    return [_compare(out, bundles, dev, test, tolerance) for tolerance in TOLERANCES]
 
 
 def _kept(name: str) -> tuple[dict[str, Path], Any, Any]:
@@ -101,14 +113,16 @@ def _compare(out: Path, bundles: dict[str, Path], dev: Any, test: Any, tolerance
     for name, bundle in bundles.items():
         with open_engine(bundle, threads=1) as engine:
             members.append(Member(name, engine.probabilities(dev.texts), _p50(engine, dev.texts[:200])))
-    found = fit_cascade(members, np.array([row[0] for row in dev.targets()]), tolerance=tolerance)
+    members.sort(key=lambda member: (member.name == "finetune", member.ms))
+    found = fit_cascade(members, np.array([row[0] for row in dev.targets()]), tolerance=tolerance, skip=True)
     facts = {"tolerance": tolerance, "names": [s.name for s in found.stages], "why": found.why, "dev": len(dev)}
     if not found.stages:
         return facts
     _pack(found, bundles, out)
     full = bundles[found.stages[-1].name]
     with open_engine(out, threads=1) as chain, open_engine(full, threads=1) as alone:
-        return {**facts, "threshold": found.stages[0].threshold, **_held(chain, alone, test)}
+        thresholds = [stage.threshold for stage in found.stages[:-1]]
+        return {**facts, "thresholds": thresholds, **_held(chain, alone, test)}
 
 
 def _p50(engine: Any, texts: list[str]) -> float:
