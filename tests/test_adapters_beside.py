@@ -108,7 +108,7 @@ def test_weights_are_opened_once_and_each_has_its_adapter_when_served_together(b
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
         assert got == {name: [expected[0][name]] * 2 for name in models}
         assert models["task1"].card("task1")["alambic"]["shares_base_with"] == ["task2", "plain"]
         # What was kept for one adapter is wrong for another, so nothing is.
@@ -223,7 +223,7 @@ def test_adapters_take_turns_and_none_starves_when_requests_mix():
     loop = Loop(lambda: core, most_running=4)
     jobs = [loop.submit(Ask(0, [1], "plain", {}, adapter=name)) for name in "AABABBACBA"]
     for job in jobs:
-        item = job.news.get(timeout=10)
+        item = job.news.get(timeout=60)
         assert item[0].end == "stop"
     loop.close(finish_s=5)
     assert all(len(adapters) == 1 for adapters in core.seen)

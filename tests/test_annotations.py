@@ -85,7 +85,7 @@ def test_two_processes_lose_nothing_when_they_write_one_journal_at_once(tmp_path
         "for i in range(40): j.decide('label', by=sys.argv[2], text=f'text {i}', labels=(sys.argv[2],))\n"
     )
     both = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("anna", "bob")]
-    assert [one.wait(60) for one in both] == [0, 0]
+    assert [one.wait(300) for one in both] == [0, 0]
     journal = Journal(path)
     assert len(journal.decisions.standing()) == 80
     numbers = [json.loads(line)["seq"] for line in path.read_text().splitlines()]
