@@ -118,7 +118,7 @@ def test_bundle_of_a_chain_with_an_encoder_is_whole_and_needs_no_training_stack(
         "print(engine.predict(['invoice refund bank card'])[0].label)\n"
         "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, timeout=600)
     assert done.stdout.split("\n")[:2] == ["billing", "[]"], done.stderr
 
 

@@ -64,7 +64,7 @@ def test_trained_bundle_answers_without_the_training_stack(whole):
         f"print(alambic.open({record['bundle']!r}).predict([{text!r}])[0].label)\n"
         "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, cwd=run)
     assert ended.stdout.split("\n")[:2] == ["billing", "[]"], ended.stderr
 
 

@@ -204,7 +204,7 @@ def test_close_waits_for_what_runs_only_as_long_as_it_was_told():
     job = loop.submit(Ask(0, [1], "plain", {}))
     start = time.monotonic()
     loop.close(finish_s=0.1)
-    assert 0.1 <= time.monotonic() - start
+    assert time.monotonic() - start >= 0.1
     last = None
     while not job.news.empty():
         last = job.news.get()

@@ -58,11 +58,11 @@ def _labelling(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        assert answering.wait(10)
+        assert answering.wait(60)
         yield session, url_of(listener)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listener.close()
         session.close()
 

@@ -109,7 +109,8 @@ def test_fork_bomb_is_stopped_when_run(bomb):
 
 
 def test_threads_are_limited_too_when_started():
-    code = "import threading, time\nfor _ in range(50): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    one = "threading.Thread(target=time.sleep, args=(60,), daemon=True)"
+    code = f"import threading, time\nfor _ in range(50): {one}.start()"
     assert "can't start new thread" in run_python(code, limits=PATIENT).stderr
 
 
@@ -120,7 +121,9 @@ def test_memory_is_limited_when_asked_for():
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_output_is_bounded_when_endless(stream):
-    found = run_python(f"import sys\nwhile True: sys.{stream}.write('x' * 9999)", limits=Limits(seconds=120, output_bytes=50_000))
+    found = run_python(
+        f"import sys\nwhile True: sys.{stream}.write('x' * 9999)", limits=Limits(seconds=120, output_bytes=50_000)
+    )
     assert found.status == "output" and len(getattr(found, stream)) == 50_000
 
 
