@@ -24,6 +24,10 @@ pytest.importorskip("xllamacpp")
 CONTEXT = 512
 
 
+# So small a model may have written 400 tokens before a busy machine comes to stop it: then it is asked once more.
+TRIES = 20
+
+
 def ask(text="Bonjour, qui êtes-vous ?", **settings):
     return GenerationRequest(chat=Chat.of(text), sampling=Sampling(**{"max_tokens": 12, **settings}))
 
@@ -301,12 +305,21 @@ def test_answers_keep_their_order_when_many_are_asked_at_once(writer):
     assert [r.usage.completion_tokens for r in replies] == [request.sampling.max_tokens for request in requests]
 
 
-def test_work_ends_when_the_stream_is_closed(writer):
-    stream = writer.stream(ask(max_tokens=400))
-    next(stream)
-    began = time.perf_counter()
-    stream.close()
-    assert time.perf_counter() - began < 1.0
+def test_work_ends_when_the_stream_is_closed(writer, monkeypatch):
+    pieces, complete = [], LlamaServer.complete
+
+    def counted(server, body, on_chunk=None):
+        return complete(server, body, on_chunk and (lambda piece: (pieces.append(piece), on_chunk(piece))[1]))
+
+    monkeypatch.setattr(LlamaServer, "complete", counted)
+    for _ in range(TRIES):
+        pieces.clear()
+        stream = writer.stream(ask(max_tokens=400))
+        next(stream)
+        stream.close()
+        if len(pieces) < 400:
+            break
+    assert 0 < len(pieces) < 400
     assert writer.write([ask(max_tokens=2)])[0].finish_reason == "length"
 
 
@@ -320,14 +333,17 @@ def test_prefix_is_not_read_again_when_it_was_just_read(part):
 
 
 def test_close_gives_up_what_is_under_way_when_called(part):
-    writer = LlamaCppWriter(part[0], part[1].params, threads=1, cache_dir=None)
-    stream = writer.stream(ask(max_tokens=400))
-    next(stream)
-    closer = threading.Thread(target=writer.close)
-    closer.start()
-    last = list(stream)[-1]
-    closer.join(timeout=60)
-    assert not closer.is_alive()
+    for _ in range(TRIES):
+        writer = LlamaCppWriter(part[0], part[1].params, threads=1, cache_dir=None)
+        stream = writer.stream(ask(max_tokens=400))
+        next(stream)
+        closer = threading.Thread(target=writer.close)
+        closer.start()
+        last = list(stream)[-1]
+        closer.join(timeout=60)
+        assert not closer.is_alive()
+        if last.finish_reason == "cancelled":
+            break
     assert last.finish_reason == "cancelled"
     with pytest.raises(EngineError, match="closed"):
         writer.write([ask()])
