@@ -71,7 +71,7 @@ def _serving(report: Path | None = None, api_key: str | None = None) -> Iterator
         yield url_of(listener)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listener.close()
 
 
