@@ -336,7 +336,7 @@ def in_namespace(script, *args):
     if probe.returncode:
         pytest.skip(f"this system lets no test mount a small disk: {probe.stderr.decode().strip()}")
     command = ["unshare", flags, "sh", "-c", script, "sh", sys.executable, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 needs_unshare = pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (Linux)")
