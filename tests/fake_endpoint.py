@@ -115,7 +115,7 @@ def plain(status, body, **headers):
 
 def hang(handler):
     """Say nothing until the client has gone."""
-    handler.connection.settimeout(5)
+    handler.connection.settimeout(60)
     with contextlib.suppress(OSError):
         handler.connection.recv(1)
     handler.close_connection = True
@@ -157,12 +157,12 @@ def claude(*texts, stop="end_turn", block=None, deltas=()):
 
 
 def openai(server, **more):
-    more = {"key_env": "TEST_KEY", "timeout_s": 5.0, **more}
+    more = {"key_env": "TEST_KEY", "timeout_s": 60.0, **more}
     return remote(RemoteSpec("openai", server.url + "/v1", "small", **more))
 
 
 def anthropic(server, **more):
-    more = {"key_env": "TEST_KEY", "timeout_s": 5.0, **more}
+    more = {"key_env": "TEST_KEY", "timeout_s": 60.0, **more}
     return remote(RemoteSpec("anthropic", server.url, "claude", **more))
 
 

@@ -55,6 +55,7 @@ class FakeHub(ThreadingHTTPServer):
         self.describes = True  # tells sizes and hashes in the listing
         self.token = None
         self.delay = 0.0  # seconds between 64 kB
+        self.slow_after = None  # bytes after which these are 0.1 seconds
         self.ranges, self.asked, self.tokens, self.sent = [], [], [], 0
 
     @property
@@ -138,7 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
             except OSError:
                 break
             server.sent += len(piece)
-            time.sleep(server.delay)
+            slow = server.slow_after is not None and server.sent > server.slow_after
+            time.sleep(0.1 if slow else server.delay)
         if stop < len(data):
             self.wfile.flush()
             self.close_connection = True

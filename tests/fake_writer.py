@@ -50,14 +50,14 @@ class FakeWriter:
             self.entered.set()
             _refuse(said, request)
             if "stuck" in said:
-                self.release.wait(20)
+                self.release.wait(60)
             began = time.perf_counter()
             yield from self._pieces(said, request, began)
             finished = True
         finally:
             with self._lock:
-                self.running -= 1
                 self.closed_early += not finished
+                self.running -= 1  # last: who sees that nothing runs may count the rest
 
     def _pieces(self, said: str, request: GenerationRequest, began: float) -> Iterator[Chunk]:
         sampling = request.sampling
@@ -68,6 +68,8 @@ class FakeWriter:
         for i, token in enumerate(tokens):
             if "slow" in said:
                 time.sleep(0.02)
+            if "pause" in said and i == 2:
+                self.release.wait(60)
             if "break" in said and i == 2:
                 raise RuntimeError("secret inside of the engine")
             self.pulled += 1
@@ -171,14 +173,14 @@ def live(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        assert answering.wait(10)
+        assert answering.wait(60)
         yield Live(url_of(listener), listener.getsockname()[1], server)
     finally:
         for model in models.values():
             if close and isinstance(model, LoadedWriter):
                 model.writer.close()
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listener.close()
     assert not thread.is_alive()
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -85,7 +84,7 @@ def test_two_processes_lose_nothing_when_they_write_one_journal_at_once(tmp_path
         "for i in range(40): j.decide('label', by=sys.argv[2], text=f'text {i}', labels=(sys.argv[2],))\n"
     )
     both = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("anna", "bob")]
-    assert [one.wait(60) for one in both] == [0, 0]
+    assert [one.wait(300) for one in both] == [0, 0]
     journal = Journal(path)
     assert len(journal.decisions.standing()) == 80
     numbers = [json.loads(line)["seq"] for line in path.read_text().splitlines()]
@@ -149,11 +148,13 @@ def test_decisions_take_the_new_name_when_a_label_is_renamed(journal):
     assert [(d.text, d.labels) for d in Journal(journal.path).decisions.standing()] == [("a", ("billing",))]
 
 
-def test_decision_takes_little_time_when_it_waits_for_the_disk(journal):
-    began = time.perf_counter()
+def test_decision_waits_for_the_disk_once(journal, monkeypatch):
+    journal.decide("label", by="anna", text="the first makes the file", labels=("x",))
+    waits, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (waits.append(file), sync(file)))
     for i in range(20):
         journal.decide("label", by="anna", text=f"text {i}", labels=("x",))
-    assert (time.perf_counter() - began) / 20 < 0.5
+    assert len(waits) == 20
 
 
 def test_alpha_is_krippendorffs_own_figure_when_given_his_examples():

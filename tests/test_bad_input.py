@@ -273,7 +273,7 @@ def test_damaged_bundle_is_refused(bundle, tmp_path, command, damage, said):
 def test_damaged_bundle_is_refused_without_a_traceback_by_the_real_process(bundle):
     flip(bundle)
     command = [sys.executable, "-m", "alambic", "predict", str(bundle), "my refund"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("error: ") and "Traceback" not in ended.stderr
 
@@ -336,7 +336,7 @@ def in_namespace(script, *args):
     if probe.returncode:
         pytest.skip(f"this system lets no test mount a small disk: {probe.stderr.decode().strip()}")
     command = ["unshare", flags, "sh", "-c", script, "sh", sys.executable, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 needs_unshare = pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (Linux)")

@@ -15,6 +15,7 @@ import alambic as package
 from alambic.build import build
 from alambic.bundle import open_bundle, verify
 from linear_task import WORDS, alambic, write_csv, write_task
+from processor_clock import time_by_processor
 from task_files import desk
 from tiny_base import share_graphs, write_base
 
@@ -84,6 +85,7 @@ def won(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        time_by_processor(patch)
         task = task_of(folder, budget='prefer = "mean_ms"\nquality = { accuracy = 0.9 }', candidates=LADDER)
         result = build(task, out=share_graphs(folder / "run", tmp_path_factory))
     rows = [line.split(",") for line in (folder / "test.csv").read_text("utf-8").splitlines()[1:]]
@@ -118,7 +120,7 @@ def test_bundle_of_a_chain_with_an_encoder_is_whole_and_needs_no_training_stack(
         "print(engine.predict(['invoice refund bank card'])[0].label)\n"
         "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, timeout=600)
     assert done.stdout.split("\n")[:2] == ["billing", "[]"], done.stderr
 
 

@@ -17,6 +17,7 @@ from alambic.model.encoder import Encoder
 from alambic.model.student import depth
 from alambic.task import load_task
 from linear_task import FILLER, WORDS, messages, write_csv, write_task
+from processor_clock import time_by_processor
 from task_files import desk
 from tiny_base import share_graphs, write_base
 
@@ -53,7 +54,8 @@ def task_file(folder, candidates, *, data="", budget='prefer = "p95_ms"', rows=N
 
 
 @pytest.mark.slow
-def test_build_tries_students_and_ships_one(tmp_path, tmp_path_factory):
+def test_build_tries_students_and_ships_one(tmp_path, tmp_path_factory, monkeypatch):
+    time_by_processor(monkeypatch)
     more = [text for text, _ in messages(20, seed=7)]
     path = task_file(tmp_path, STUDENTS, data='unlabelled = "more.txt"')
     (tmp_path / "more.txt").write_text("\n".join([*more, messages(14)[0][0]]), "utf-8")

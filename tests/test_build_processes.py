@@ -178,13 +178,13 @@ def child_of(process, rank):
 def test_build_ends_with_a_clear_error_when_one_of_two_processes_is_killed(tmp_path):
     task = write_task(tmp_path, ("preferred-int8", 20_000))
     process = alambic_build(task, tmp_path / "run", launcher=TORCHRUN)
-    until = time.monotonic() + 300
+    until = time.monotonic() + 500
     while not list((tmp_path / "run" / "stages").glob("sft-*.part")):
         assert process.poll() is None and time.monotonic() < until, "the training did not begin"
         time.sleep(0.2)
     leader, other = child_of(process, 0), child_of(process, 1)
     os.kill(other, signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=500)
     assert process.returncode != 0
     assert "another process of this build has ended" in err or "another of its processes has ended" in err, err[-3000:]
     assert "run the same command again" in err

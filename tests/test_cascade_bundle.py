@@ -204,7 +204,7 @@ def test_chain_predicts_without_the_training_stack(packed):
         "print(json.dumps([label, heavy]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(packed[0])], capture_output=True, text=True, env=dict(os.environ), timeout=120
+        [sys.executable, "-c", code, str(packed[0])], capture_output=True, text=True, env=dict(os.environ), timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["billing", []]

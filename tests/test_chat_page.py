@@ -16,7 +16,7 @@ from alambic.kinds.classify import Prediction
 from alambic.serve.app import create_app
 from alambic.serve.limits import Limits
 from alambic.serve.models import LoadedBundle
-from fake_writer import FakeWriter, live, loaded
+from fake_writer import FakeWriter, Live, live, loaded
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -96,12 +96,18 @@ def browse(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 def _wait(driver: Any, condition: Callable[[], object]) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(driver, 10).until(lambda _driver: condition())
+    WebDriverWait(driver, 60).until(lambda _driver: condition())
 
 
 def _all(driver: Any, selector: str) -> list[Any]:
     found: list[Any] = driver.find_elements("css selector", selector)
     return found
+
+
+def _open(driver: Any, server: Live) -> None:
+    """Open the page and wait until it knows its models: before, it takes each of them for one that converses."""
+    driver.get(server.url)
+    _wait(driver, lambda: driver.execute_script("return state.models.length"))
 
 
 def _say(driver: Any, text: str) -> None:
@@ -159,7 +165,7 @@ def test_page_streams_markdown_with_timings_when_a_french_text_is_typed(browse: 
 def test_page_runs_nothing_that_the_model_writes(browse: Callable[..., Any]) -> None:
     with live({"m": loaded(FakeWriter(answer=HOSTILE))}) as server:
         driver = browse()
-        driver.get(server.url)
+        _open(driver, server)
         _say(driver, "<b>attack</b>")
         _answered(driver)
         assert driver.find_element("css selector", ".user .body").text == "<b>attack</b>"
@@ -176,7 +182,7 @@ def test_page_stops_the_answer_when_told(browse: Callable[..., Any]) -> None:
     writer = FakeWriter()
     with live({"m": loaded(writer)}) as server:
         driver = browse()
-        driver.get(server.url)
+        _open(driver, server)
         _say(driver, "endless")
         _wait(driver, lambda: "word" in driver.find_element("css selector", ".assistant .body").text)
         assert driver.find_element("id", "stop").is_displayed()
@@ -184,7 +190,7 @@ def test_page_stops_the_answer_when_told(browse: Callable[..., Any]) -> None:
         driver.find_element("id", "stop").click()
         _answered(driver)
         assert "Stopped." in driver.find_element("css selector", ".assistant .foot").text
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while writer.running and time.monotonic() < end:
             time.sleep(0.01)
         assert writer.running == 0
@@ -197,11 +203,12 @@ def test_page_sends_the_conversation_and_the_settings(browse: Callable[..., Any]
     writer = FakeWriter()
     with live({"m": loaded(writer)}) as server:
         driver = browse()
-        driver.get(server.url)
+        _open(driver, server)
         driver.find_element("id", "settings").click()
         driver.find_element("id", "system").send_keys("Be brief.")
         driver.find_element("id", "temperature").send_keys(Keys.ARROW_RIGHT * 7)
         driver.find_element("id", "most").send_keys("50")
+        driver.execute_script("return loadModels()")  # as if the list had come only now: what was set stays
         _say(driver, "one")
         _answered(driver)
         _say(driver, "two")
@@ -227,7 +234,7 @@ def test_page_asks_each_text_alone_when_the_task_is_text_to_json(browse: Callabl
     writer = FakeWriter(answer='{"ville": "Lyon", "nuits": 3}')
     with live({"voyages": loaded(writer, kind="extract", prompt="Lire : {text}")}) as server:
         driver = browse("fr-FR")
-        driver.get(server.url)
+        _open(driver, server)
         _say(driver, "trois nuits à Lyon")
         _answered(driver)
         _say(driver, "encore")
@@ -300,7 +307,7 @@ def test_page_asks_for_the_key_and_answers_what_was_asked(browse: Callable[..., 
 def test_page_says_so_when_the_connection_breaks(browse: Callable[..., Any]) -> None:
     driver = browse("fr-FR")
     with live({"m": loaded(FakeWriter())}) as server:
-        driver.get(server.url)
+        _open(driver, server)
         _say(driver, "break in the middle")
         _wait(driver, lambda: _all(driver, ".turn .error"))
         assert "You said:" in driver.find_element("css selector", ".assistant .body").text
@@ -316,7 +323,7 @@ def test_page_stays_at_work_while_a_long_answer_streams(browse: Callable[..., An
     )
     with live({"m": loaded(writer)}, limits=Limits(buffer_characters=100)) as server:
         driver = browse()
-        driver.get(server.url)
+        _open(driver, server)
         _say(driver, "go")
         _answered(driver)
         assert len(_all(driver, ".assistant .body > p")) == 400

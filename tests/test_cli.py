@@ -79,7 +79,7 @@ def test_help_imports_nothing_heavy():
 
 def test_closed_pipe_ends_quietly(bundle):
     script = f'yes "my refund" | head -n 5000 | "{sys.executable}" -m alambic predict "{bundle}" --json | head -n 1'
-    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=600)
     assert json.loads(ended.stdout)["prediction"] == "billing" and ended.stderr == ""
 
 

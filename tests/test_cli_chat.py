@@ -171,7 +171,7 @@ def _interrupted(tmp_path: Path) -> None:
     out = io.StringIO()
 
     def interrupt() -> None:
-        fake.entered.wait(5)
+        fake.entered.wait(60)
         while "word" not in out.getvalue():
             time.sleep(0.005)
         signal.raise_signal(signal.SIGINT)
@@ -281,11 +281,11 @@ def test_serve_answers_for_a_bundle_that_writes(bundle: Path, start: Callable[..
     process = start(bundle)
     url = json.loads(process.stdout.readline())["url"]
     body = {"messages": [{"role": "user", "content": "the invoice?"}]}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False).json()
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False).json()
     assert answer["choices"][0]["message"]["content"] == "It is in the mail."
     assert answer["model"] == "replies" and answer["system_fingerprint"].startswith("fp_")
-    assert "v1/chat/completions" in httpx.get(url, trust_env=False).text
-    card = httpx.get(f"{url}/v1/models/replies", trust_env=False).json()
+    assert "v1/chat/completions" in httpx.get(url, timeout=60, trust_env=False).text
+    card = httpx.get(f"{url}/v1/models/replies", timeout=60, trust_env=False).json()
     assert (card["alambic"]["kind"], card["alambic"]["tools"], card["created"]) == ("chat", False, 1_767_225_600)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0

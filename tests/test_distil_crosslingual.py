@@ -299,11 +299,11 @@ def test_two_runs_in_one_folder_are_refused(teacher_folder, tmp_path):
     def hold():
         with Workspace(tmp_path / "run").locked():
             ready.set()
-            end.wait(20)
+            end.wait(300)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    ready.wait(20)
+    assert ready.wait(60)
     try:
         from alambic.build.distilling import distil_events
         from alambic.distil_config import load_distil

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from alambic.engines.genai import GenAIWriter
+from alambic.engines.genai_loop import Loop
 from alambic.engines.tokens import read_tokenizer
 from alambic.engines.writer import Writer
 from alambic.errors import EngineError, InputTooLong
@@ -208,13 +209,16 @@ def test_answer_goes_up_to_the_context_when_max_tokens_is_none(tiny):
     assert reply.usage.prompt_tokens + reply.usage.completion_tokens == 128
 
 
-def test_work_stops_when_the_iterator_is_closed(tiny):
+def test_work_stops_when_the_iterator_is_closed(tiny, monkeypatch):
+    given_up, cancel = [], Loop.cancel
+    monkeypatch.setattr(Loop, "cancel", lambda loop, job: (given_up.append(job), cancel(loop, job)))
     with GenAIWriter(tiny[1], {**part_params(), "end_ids": []}, threads=1) as writer:
         stream = writer.stream(ask("the dog", max_tokens=400))
         next(stream)
-        assert writer._loop.load == (1, 0)
+        assert given_up == []
         stream.close()
-        deadline = time.monotonic() + 5
+        assert len(given_up) == 1
+        deadline = time.monotonic() + 60
         while writer._loop.load != (0, 0):
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -233,7 +237,7 @@ def test_nothing_is_lost_when_200_threads_ask_at_once(tiny):
             thread.start()
         assert max(writer._loop.load[0] for _ in range(50)) <= 16
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
     assert [got[i] for i in range(200)] == expected
 
 
@@ -276,12 +280,14 @@ def test_close_finishes_what_runs_when_there_is_time(tiny):
 
 
 def test_close_cancels_what_runs_when_there_is_no_time(tiny):
-    writer = GenAIWriter(tiny[1], {**part_params(), "end_ids": []}, threads=1, most_running=1)
-    first, second = (writer.stream(ask("the dog", max_tokens=450)) for _ in range(2))
-    next(first)
-    threading.Thread(target=lambda: writer.close(finish_s=0.0)).start()
-    assert list(first)[-1].finish_reason == "cancelled"
-    del second
+    for _ in range(20):  # so small a model may be done before a busy machine comes to close it: then once more
+        writer = GenAIWriter(tiny[1], {**part_params(), "end_ids": []}, threads=1, most_running=1)
+        stream = writer.stream(ask("the dog", max_tokens=450))
+        next(stream)
+        writer.close(finish_s=0.0)
+        if (reason := list(stream)[-1].finish_reason) == "cancelled":
+            break
+    assert reason == "cancelled"
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
-from alambic.engines.llamacpp import LlamaCppWriter
+from alambic.engines.llamacpp import SLOTS, LlamaCppWriter
 from alambic.engines.llamacpp_server import LlamaServer
 from alambic.engines.writer import Writer
 from alambic.errors import EngineError, InputTooLong
@@ -21,6 +22,10 @@ from gguf_models import CHATML, byte_level, make
 pytest.importorskip("xllamacpp")
 
 CONTEXT = 512
+
+
+# So small a model may have written 400 tokens before a busy machine comes to stop it: then it is asked once more.
+TRIES = 20
 
 
 def ask(text="Bonjour, qui êtes-vous ?", **settings):
@@ -271,15 +276,26 @@ def test_streams_do_not_disturb_each_other_when_some_are_given_up(writer):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=300)
     assert faults == []
     assert found == {n: True for n in expected if n % 3}
 
 
 def test_waiting_is_counted_when_all_slots_are_taken(writer):
-    replies = writer.write([ask("mot " * 20, max_tokens=60) for _ in range(9)])
-    waited = sorted(reply.timings.queue_ms for reply in replies)
-    assert waited[-1] > 5 > waited[0]
+    replies = []
+    late = threading.Thread(target=lambda: replies.extend(writer.write([ask(max_tokens=2)])))
+    with ExitStack() as slots:
+        for _ in range(SLOTS):
+            slots.enter_context(writer._room.taken(1))
+        late.start()
+        end = time.monotonic() + 60
+        while not writer._room._gate._waiters and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)
+    late.join()
+    assert replies[0].timings.queue_ms >= 100
+    # Alone it waits for nothing; of twenty, not all are held up by something else on this machine.
+    assert min(writer.write([ask(max_tokens=2)])[0].timings.queue_ms for _ in range(20)) < 50
 
 
 def test_answers_keep_their_order_when_many_are_asked_at_once(writer):
@@ -289,12 +305,21 @@ def test_answers_keep_their_order_when_many_are_asked_at_once(writer):
     assert [r.usage.completion_tokens for r in replies] == [request.sampling.max_tokens for request in requests]
 
 
-def test_work_ends_when_the_stream_is_closed(writer):
-    stream = writer.stream(ask(max_tokens=400))
-    next(stream)
-    began = time.perf_counter()
-    stream.close()
-    assert time.perf_counter() - began < 1.0
+def test_work_ends_when_the_stream_is_closed(writer, monkeypatch):
+    pieces, complete = [], LlamaServer.complete
+
+    def counted(server, body, on_chunk=None):
+        return complete(server, body, on_chunk and (lambda piece: (pieces.append(piece), on_chunk(piece))[1]))
+
+    monkeypatch.setattr(LlamaServer, "complete", counted)
+    for _ in range(TRIES):
+        pieces.clear()
+        stream = writer.stream(ask(max_tokens=400))
+        next(stream)
+        stream.close()
+        if len(pieces) < 400:
+            break
+    assert 0 < len(pieces) < 400
     assert writer.write([ask(max_tokens=2)])[0].finish_reason == "length"
 
 
@@ -308,14 +333,17 @@ def test_prefix_is_not_read_again_when_it_was_just_read(part):
 
 
 def test_close_gives_up_what_is_under_way_when_called(part):
-    writer = LlamaCppWriter(part[0], part[1].params, threads=1, cache_dir=None)
-    stream = writer.stream(ask(max_tokens=400))
-    next(stream)
-    closer = threading.Thread(target=writer.close)
-    closer.start()
-    last = list(stream)[-1]
-    closer.join(timeout=5)
-    assert not closer.is_alive()
+    for _ in range(TRIES):
+        writer = LlamaCppWriter(part[0], part[1].params, threads=1, cache_dir=None)
+        stream = writer.stream(ask(max_tokens=400))
+        next(stream)
+        closer = threading.Thread(target=writer.close)
+        closer.start()
+        last = list(stream)[-1]
+        closer.join(timeout=60)
+        assert not closer.is_alive()
+        if last.finish_reason == "cancelled":
+            break
     assert last.finish_reason == "cancelled"
     with pytest.raises(EngineError, match="closed"):
         writer.write([ask()])
@@ -327,7 +355,7 @@ def test_close_returns_when_nothing_was_asked(part):
         server = LlamaServer(part[0] / "model.gguf", context=64, threads=1)
         closer = threading.Thread(target=server.close, daemon=True)
         closer.start()
-        closer.join(timeout=10)
+        closer.join(timeout=60)
         assert not closer.is_alive()
 
 

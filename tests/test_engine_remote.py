@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 
 import pytest
 
@@ -43,11 +44,11 @@ def test_remote_is_a_writer(server):
 
 
 def test_openai_gives_text_usage_and_times_when_asked(server):
-    server.script = [sse(*HELLO, pause=0.01)]
+    server.script = [sse(*HELLO)]
     reply = openai(server).write([ask(max_tokens=20, stop=("\n",))])[0]
     assert (reply.text, reply.content, reply.finish_reason) == ("Bonjour", "Bonjour", "stop")
     assert reply.usage == Usage(11, 2, 3)
-    assert reply.timings.prompt_ms > 0 and reply.timings.generation_ms >= 10
+    assert reply.timings.prompt_ms > 0 and reply.timings.generation_ms > 0
 
 
 def test_openai_request_says_what_was_asked(server):
@@ -71,15 +72,17 @@ def test_openai_streams_pieces_as_they_come(server):
         handler.end_headers()
         handler.wfile.write(b"data: " + json.dumps(delta("Bon")).encode() + b"\n\n")
         handler.wfile.flush()
-        assert gate.wait(5), "the first piece was held back"
+        assert gate.wait(60), "the first piece was held back"
         handler.wfile.write(b"data: " + json.dumps(delta("jour", finish="length")).encode() + b"\n\ndata: [DONE]\n\n")
         handler.close_connection = True
 
     server.script = [step]
     chunks = openai(server).stream(ask())
     assert next(chunks).text == "Bon"
+    time.sleep(0.02)
     gate.set()
     rest = list(chunks)
+    assert rest[-1].timings.generation_ms >= 20
     assert [chunk.text for chunk in rest] == ["jour", ""]
     assert (rest[-1].finish_reason, rest[-1].usage) == ("length", None)
 
@@ -368,7 +371,7 @@ def failing_steps():
 def test_key_appears_nowhere_whatever_fails(server, make, case, caplog):
     caplog.set_level(logging.DEBUG)
     server.script = [failing_steps()[case]]
-    writer = make(server, attempts=2, timeout_s=0.2)
+    writer = make(server, attempts=2, timeout_s=0.2 if case == "hang" else 60.0)
     with pytest.raises(EngineError) as raised:
         writer.write([ask()])
     seen, error = [], raised.value

@@ -28,12 +28,12 @@ def test_429_is_tried_again_after_what_the_server_asks(server):
 
 
 def test_retry_after_may_be_a_date_or_milliseconds(server):
-    date = email.utils.formatdate(time.time() + 20, usegmt=True)
+    date = email.utils.formatdate(time.time() + 50, usegmt=True)
     steps = [plain(503, {}, Retry_After=date), plain(503, {}, retry_after_ms="1500"), sse(*HELLO)]
     server.script = steps
     writer = openai(server)
     writer.write([ask()])
-    assert 15 < writer.waits[0] <= 20 and writer.waits[1] == 1.5
+    assert 10 < writer.waits[0] <= 50 and writer.waits[1] == 1.5
 
 
 def test_waits_double_when_the_server_asks_nothing(server):
@@ -117,18 +117,14 @@ def test_gateway_page_is_not_quoted(server):
 
 def test_server_that_hangs_is_given_up(server):
     server.script = [hang]
-    begun = time.monotonic()
     with pytest.raises(EngineError, match=r"no answer within 0.2 s \(tried 2 times\)"):
         openai(server, timeout_s=0.2, attempts=2).write([ask()])
-    assert time.monotonic() - begun < 4
 
 
 def test_server_that_drips_for_ever_is_given_up(server):
-    server.script = [sse(*[delta("x")] * 400, pause=0.02)]
-    begun = time.monotonic()
+    server.script = [sse(*[delta("x")] * 3000, pause=0.02)]
     with pytest.raises(EngineError, match=r"no end of the answer within 0.3 s"):
         list(openai(server, total_s=0.3).stream(ask()))
-    assert time.monotonic() - begun < 4
 
 
 def test_port_where_nobody_listens_is_an_error():
@@ -175,12 +171,12 @@ def test_closing_the_iterator_drops_the_connection(server):
     chunks = openai(server).stream(ask())
     assert next(chunks).text == "x"
     chunks.close()
-    assert gone.wait(3), "the server still waits"
+    assert gone.wait(30), "the server still waits"
 
 
 def test_close_ends_an_answer_under_way_in_another_thread(server):
     server.script = [hang]
-    writer = openai(server, timeout_s=30)
+    writer = openai(server)
     failed = []
 
     def work():
@@ -194,14 +190,20 @@ def test_close_ends_an_answer_under_way_in_another_thread(server):
     while not server.seen:
         time.sleep(0.005)
     writer.close()
-    thread.join(3)
+    thread.join(30)
     assert not thread.is_alive() and "is closed" in failed[0]
     with pytest.raises(EngineError, match="is closed"):
         writer.write([ask()])
 
 
 def test_no_more_requests_are_under_way_than_allowed(server):
-    server.script = [sse(*HELLO, pause=0.01)]
+    three = threading.Barrier(3)
+
+    def step(handler):
+        three.wait(60)  # none is answered before three are under way
+        sse(*HELLO, pause=0.01)(handler)
+
+    server.script = [step]
     replies = openai(server, concurrency=3).write([ask(str(i)) for i in range(12)])
     assert [reply.text for reply in replies] == ["Bonjour"] * 12
     assert server.most == 3

@@ -60,7 +60,7 @@ def python(*args: str, home: Path, hide: tuple[str, ...] = ()) -> subprocess.Com
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(HIDE.format(names=hide))
     env = {**os.environ, "HOME": str(home), "PYTHONPATH": str(folder)}
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, cwd=home, timeout=300)
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, cwd=home, timeout=900)
 
 
 def loaded_by(code: str, *, home: Path, of: tuple[str, ...]) -> list[str]:

@@ -48,7 +48,7 @@ def _labelling(
 ) -> Iterator[Any]:
     pool = Pool(tuple(PoolText(text_id(t), t, "") for t in TEXTS), ())
     tutor = Tutor(embed, TEXTS, labels, multi_label=multi_label, cache=VectorCache("page", "page"))
-    tutor.settle(20)
+    tutor.settle(60)
     journal = Journal(folder / "messages.labels.jsonl")
     session = Session("messages", pool, journal, labels, multi_label=multi_label, tutor=tutor, notes=notes, overlap=0.5)
     listener = listen("127.0.0.1", 0)
@@ -58,11 +58,11 @@ def _labelling(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        assert answering.wait(10)
+        assert answering.wait(60)
         yield session, url_of(listener)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listener.close()
         session.close()
 
@@ -97,7 +97,7 @@ def test_page_annotates_with_the_keyboard_alone_in_french(browse: Callable[..., 
     note = "messages.csv: 2 texte(s) sont là plusieurs fois"
     with _labelling(tmp_path, FEW, notes=(note,)) as (session, url):
         session.decide("bob", text_id(TEXTS[0]), "label", ["fuite d'eau"])
-        session._tutor.settle(20)
+        session._tutor.settle(60)
         driver = browse("fr-FR", "1280,1100")
         driver.get(url)
         _wait(driver, lambda: driver.find_element("id", "name-form").is_displayed())

@@ -61,7 +61,7 @@ def open_session(tmp_path):
         )
         opened.append(session)
         if teacher is not None:
-            assert teacher.settle(20).error is None
+            assert teacher.settle(60).error is None
         return session
 
     yield start
@@ -130,7 +130,7 @@ def test_tutor_learns_in_the_background_and_asks_only_open_texts(open_session):
     for _ in range(21):
         item = session.next("anna")
         session.decide("anna", item["id"], "label", [truth(item["text"])], ms=5)
-    view = session._tutor.settle(20)
+        view = session._tutor.settle(60)  # or what is asked next would be a matter of the machine's speed
     assert view.answers == 21 and view.guesses.calibrated
     answered = {d.id for d in session.journal.decisions.standing()}
     assert answered.isdisjoint(session.pool.texts[row].id for row, _ in view.order)
@@ -150,7 +150,7 @@ def test_tutor_reads_only_new_texts_when_vectors_are_kept():
     for n, fresh in ((20, 20), (30, 10)):
         read.clear()
         tutor = Tutor(counted, texts[:n], LABELS, multi_label=False, cache=VectorCache("digest", "kept"))
-        assert tutor.settle(20).read == n
+        assert tutor.settle(60).read == n
         tutor.close()
         assert len(read) == fresh + len(LABELS)
 
@@ -163,7 +163,7 @@ def test_annotation_goes_on_in_file_order_and_says_why_when_the_tutor_fails(open
 
     tutor = Tutor(fail, [t.text for t in pool.texts], LABELS, multi_label=False, cache=VectorCache("d", "t"))
     session = Session("t", pool, Journal(tmp_path / "k.jsonl"), LABELS, multi_label=False, tutor=tutor)
-    tutor.settle(20)
+    tutor.settle(60)
     assert session.next("anna")["text"] == pool.texts[0].text
     assert session.state()["tutor"]["error"] == "RuntimeError: no memory"
     session.close()

@@ -239,9 +239,14 @@ def test_openvino_reports_home_when_not_loaded_through_our_door(tmp_path):
     pytest.importorskip("openvino_telemetry")
     made = place(tmp_path, LINEAR, rows=english(1))
 
-    made.run("-c", "import openvino, time; time.sleep(1)", check=False)
+    def reported():
+        return made.attempts() != [] or any("openvino_ga_cid" in path for path in made.in_home())
 
-    assert made.attempts() != [] or any("openvino_ga_cid" in path for path in made.in_home())
+    for seconds in (1, 5, 25):  # it reports in a thread of its own, later on a busy machine
+        made.run("-c", f"import openvino, time; time.sleep({seconds})", check=False)
+        if reported():
+            break
+    assert reported()
 
 
 # Two gradient steps on one split: enough to pass through training, export, quantisation and the proof.

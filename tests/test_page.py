@@ -67,11 +67,11 @@ def _serving(report: Path | None = None, api_key: str | None = None) -> Iterator
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        assert answering.wait(10)
+        assert answering.wait(60)
         yield url_of(listener)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listener.close()
 
 
@@ -104,7 +104,7 @@ def browse(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 def _wait(driver: Any, condition: Callable[[], object]) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(driver, 10).until(lambda _driver: condition())
+    WebDriverWait(driver, 60).until(lambda _driver: condition())
 
 
 def _text(driver: Any, selector: str) -> str:

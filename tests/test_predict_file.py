@@ -178,7 +178,7 @@ def many(tmp_path):
 
 def kill(bundle, source, target):
     command = [sys.executable, "-c", KILLED, "predict", str(bundle), "--input", str(source), "--output", str(target)]
-    ended = subprocess.run(command, capture_output=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, timeout=600)
     assert ended.returncode == -signal.SIGKILL
     assert not target.exists()
 

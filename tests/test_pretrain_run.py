@@ -86,7 +86,7 @@ def test_curve_is_the_same_to_the_last_bit_when_killed_and_run_again(whole, corp
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(SCRIPT).format(tests=str(Path(__file__).parent)))
     out = tmp_path / "model"
-    ended = subprocess.run([sys.executable, str(script), str(corpus), str(out), "23"], capture_output=True, timeout=300)
+    ended = subprocess.run([sys.executable, str(script), str(corpus), str(out), "23"], capture_output=True, timeout=900)
     assert ended.returncode == -9 and not out.exists()
     # A checkpoint cut short, as a full disk or a power cut leaves it, is passed over.
     newest = sorted((tmp_path / "model.run" / "checkpoints").glob("step-*"))[-1]

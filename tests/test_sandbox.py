@@ -13,14 +13,15 @@ from alambic.events import drain
 from alambic.measure.sandbox import Limits, check_bash, run, run_python
 from alambic.measure.text_code import CodeProblem, humaneval, mbpp, measure_code, pass_at_k, try_program
 
-SHORT = Limits(seconds=1.5, cpu_seconds=2)
+SHORT = Limits(seconds=1.5, cpu_seconds=2)  # for programs that never end
+PATIENT = Limits(seconds=120, cpu_seconds=20)  # for those that do, on a machine however busy
 
 
 def protected():
     if sys.platform != "linux":
         return False
     try:
-        return run_python("", limits=SHORT).ok
+        return run_python("", limits=PATIENT).ok
     except EngineError:
         return False
 
@@ -80,8 +81,14 @@ def test_endless_loop_ends_in_time_when_run():
 
 
 def test_processor_time_is_limited_when_the_wall_allows_more():
-    found = run_python("while True: pass", limits=Limits(seconds=200, cpu_seconds=1))
-    assert found.status in ("timeout", "crashed") and found.seconds < 100  # a busy machine stretches a second far
+    found = run_python("while True: pass", limits=Limits(seconds=400, cpu_seconds=1))
+    assert found.status == "timeout" and found.seconds < 300  # a busy machine stretches a second far
+
+
+def test_processor_time_is_limited_when_the_program_hears_no_signal():
+    code = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    found = run_python(code, limits=Limits(seconds=400, cpu_seconds=1))
+    assert found.status == "crashed" and found.seconds < 300
 
 
 def test_sleep_is_no_way_round_the_limit_when_run():
@@ -102,19 +109,22 @@ def test_fork_bomb_is_stopped_when_run(bomb):
 
 
 def test_threads_are_limited_too_when_started():
-    code = "import threading, time\nfor _ in range(50): threading.Thread(target=time.sleep, args=(1,)).start()"
-    assert "can't start new thread" in run_python(code, limits=SHORT).stderr
+    one = "threading.Thread(target=time.sleep, args=(60,), daemon=True)"
+    code = f"import threading, time\nfor _ in range(50): {one}.start()"
+    assert "can't start new thread" in run_python(code, limits=PATIENT).stderr
 
 
 def test_memory_is_limited_when_asked_for():
-    found = run_python("x = bytearray(10**10)", limits=SHORT)
+    found = run_python("x = bytearray(10**10)", limits=PATIENT)
     assert found.status == "failed" and "MemoryError" in found.stderr
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_output_is_bounded_when_endless(stream):
-    found = run_python(f"import sys\nwhile True: sys.{stream}.write('x' * 9999)", limits=Limits(output_bytes=50_000))
-    assert found.status == "output" and len(getattr(found, stream)) == 50_000 and found.seconds < 5
+    found = run_python(
+        f"import sys\nwhile True: sys.{stream}.write('x' * 9999)", limits=Limits(seconds=120, output_bytes=50_000)
+    )
+    assert found.status == "output" and len(getattr(found, stream)) == 50_000
 
 
 def test_files_are_limited_when_large():
@@ -166,7 +176,7 @@ import subprocess, sys
 subprocess.Popen([sys.executable, "-c", "import os, time; os.setsid(); time.sleep(60)", {mark!r}])
 import time; time.sleep(0.3)
 """
-    assert run_python(code, limits=SHORT).ok
+    assert run_python(code, limits=PATIENT).ok
     assert processes_with(mark) == []
 
 
@@ -211,7 +221,7 @@ def test_program_runs_without_namespaces_when_other_guards_do_the_work(tmp_path)
         "import json\nfrom alambic.errors import EngineError\nfrom alambic.measure.sandbox import Limits, run_python\n"
         "try: refused = run_python('1').status\n"
         "except EngineError as error: refused = error.message\n"
-        "def ask(code): return run_python(code, accept_missing=('processes',), limits=Limits(seconds=2))\n"
+        "def ask(code): return run_python(code, accept_missing=('processes',), limits=Limits(seconds=120))\n"
         "child = \"import subprocess, sys; subprocess.Popen([sys.executable, '-c', "
         "'import os, time; os.setsid(); time.sleep(60)', 'inner-mark']); import time; time.sleep(0.3)\"\n"
         "net = ask('import socket; socket.socket()')\n"
@@ -220,7 +230,7 @@ def test_program_runs_without_namespaces_when_other_guards_do_the_work(tmp_path)
     )
     inner = f"echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all --inh-caps=-all \
 --ambient-caps=-all {sys.executable} {script}"
-    ended = subprocess.run(["unshare", "-r", "sh", "-c", inner], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(["unshare", "-r", "sh", "-c", inner], capture_output=True, text=True, timeout=600)
     if ended.returncode:
         pytest.skip(f"no such container can be made here: {ended.stderr[-200:]}")
     refused, child, network, outside, missing = json.loads(ended.stdout)
@@ -289,12 +299,13 @@ ADD = CodeProblem("add", "def add(a, b):\n", "assert add(1, 2) == 3")
      ("    return a - b\nimport sys; sys.exit(0)", False), ("    return a - b\nimport os; os._exit(0)", False)],
 )  # fmt: skip
 def test_program_passes_only_when_its_tests_were_reached(completion, passed):
-    assert try_program(ADD, completion, limits=SHORT).passed is passed
+    assert try_program(ADD, completion, limits=PATIENT).passed is passed
 
 
 def test_code_scores_count_programs_and_endings_when_measured():
     right, wrong, endless = "    return a + b", "    return 0", "    while True: pass"
-    work = measure_code([ADD, ADD], [[right, wrong], [endless, wrong]], ks=(1, 2), limits=SHORT, workers=2)
+    endless_only = Limits(seconds=120, cpu_seconds=2)  # processor time, which others on this machine do not use up
+    work = measure_code([ADD, ADD], [[right, wrong], [endless, wrong]], ks=(1, 2), limits=endless_only, workers=2)
     found = drain(work)
     assert found.scores["pass_at_1"].value == pytest.approx(0.25)
     assert found.scores["pass_at_2"].value == pytest.approx(0.5)

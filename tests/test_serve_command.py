@@ -74,7 +74,7 @@ def _url(process: subprocess.Popen[str]) -> str:
 def _stop(process: subprocess.Popen[str]) -> str:
     """Stop a server that must end well, and return its stderr."""
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     return err
 
@@ -82,7 +82,7 @@ def _stop(process: subprocess.Popen[str]) -> str:
 def test_serve_answers_for_a_sealed_bundle(start: Start, bundle: Path) -> None:
     process = start(bundle)
     url = _url(process)
-    answer = httpx.post(f"{url}/v1/classify", json={"input": "Bonjour"}, trust_env=False).json()
+    answer = httpx.post(f"{url}/v1/classify", json={"input": "Bonjour"}, timeout=60, trust_env=False).json()
     assert answer["data"][0]["prediction"] == "délai"
     assert answer["data"][0]["confidence"] == pytest.approx(0.8, abs=1e-4)
     assert _stop(process) == f"tickets on {url} (Ctrl-C stops it)\n"
@@ -91,34 +91,34 @@ def test_serve_answers_for_a_sealed_bundle(start: Start, bundle: Path) -> None:
 def test_serve_shows_the_report_when_it_lies_beside_the_bundle(start: Start, bundle: Path) -> None:
     (bundle.parent / "report.html").write_text("<h1>report</h1>")
     process = start(bundle)
-    assert httpx.get(f"{_url(process)}/report", trust_env=False).text == "<h1>report</h1>"
+    assert httpx.get(f"{_url(process)}/report", timeout=60, trust_env=False).text == "<h1>report</h1>"
 
 
 def test_serve_never_prints_the_key_when_one_is_set(start: Start, bundle: Path) -> None:
     process = start(bundle, ALAMBIC_API_KEY="s3cret-key")
     url = _url(process)
-    assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 401
+    assert httpx.get(f"{url}/v1/models", timeout=60, trust_env=False).status_code == 401
     headers = {"Authorization": "Bearer s3cret-key"}
-    assert httpx.get(f"{url}/v1/models", headers=headers, trust_env=False).status_code == 200
+    assert httpx.get(f"{url}/v1/models", headers=headers, timeout=60, trust_env=False).status_code == 200
     assert "s3cret" not in _stop(process)
 
 
 def test_serve_warns_when_bound_elsewhere_without_a_key(start: Start, bundle: Path) -> None:
     process = start(bundle, "--host", "0.0.0.0")
     url = _url(process)
-    assert httpx.get(f"{url}/health", headers={"Host": "box.example"}, trust_env=False).status_code == 200
+    assert httpx.get(f"{url}/health", headers={"Host": "box.example"}, timeout=60, trust_env=False).status_code == 200
     assert f"note: anyone who can reach {url} may use it; set ALAMBIC_API_KEY to ask for a key" in _stop(process)
 
 
 @pytest.mark.parametrize(("host", "status"), [("proxy.example", 200), ("evil.example", 421)])
 def test_serve_accepts_a_host_name_when_allowed(start: Start, bundle: Path, host: str, status: int) -> None:
     url = _url(start(bundle, "--allow-host", "Proxy.example"))
-    assert httpx.get(f"{url}/health", headers={"Host": host}, trust_env=False).status_code == status
+    assert httpx.get(f"{url}/health", headers={"Host": host}, timeout=60, trust_env=False).status_code == status
 
 
 def test_serve_fails_plainly_when_the_bundle_is_missing(start: Start, tmp_path: Path) -> None:
     process = start(tmp_path / "nothing")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (out, process.returncode) == ("", 1)
     assert f"error: {tmp_path / 'nothing'}: no such bundle" in err
 

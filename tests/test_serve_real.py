@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 import httpx
@@ -41,7 +42,7 @@ class SlowEngine:
         self.batches += 1
         if "slow" in inputs:
             self.entered.set()
-            self.release.wait(10)
+            self.release.wait(60)
         time.sleep(0.002)
         return [Prediction((text[-1],), 1.0, {text[-1]: 1.0}) for text in inputs]
 
@@ -57,11 +58,11 @@ class Running:
 
     def ask(self, text: str, **options: object) -> httpx.Response:
         """Classify one text."""
-        return httpx.post(f"{self.url}/v1/classify", json={"input": text, **options}, timeout=20, trust_env=False)
+        return httpx.post(f"{self.url}/v1/classify", json={"input": text, **options}, timeout=60, trust_env=False)
 
     def connect(self) -> socket.socket:
         """Open a bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
 
 @contextmanager
@@ -74,24 +75,24 @@ def _serving(limits: Limits) -> Iterator[Running]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        assert answering.wait(10)
+        assert answering.wait(60)
         yield Running(url_of(listener), listener.getsockname()[1], engine, server)
     finally:
         engine.release.set()
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listener.close()
     assert not thread.is_alive()
 
 
 @pytest.fixture
 def running() -> Iterator[Running]:
-    with _serving(Limits(max_body_bytes=20_000, body_seconds=0.5)) as server:
+    with _serving(Limits(max_body_bytes=20_000)) as server:
         yield server
 
 
 def _eventually(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         if condition():
             return True
@@ -99,15 +100,18 @@ def _eventually(condition: Callable[[], bool]) -> bool:
     return False
 
 
+def _metrics(running: Running) -> str:
+    return httpx.get(f"{running.url}/metrics", timeout=60, trust_env=False).text
+
+
 async def _crowd(url: str, count: int) -> list[httpx.Response]:
     pool = httpx.Limits(max_connections=count)
-    async with httpx.AsyncClient(timeout=30, limits=pool, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=60, limits=pool, trust_env=False) as client:
         posts = (client.post(f"{url}/v1/classify", json={"input": f"text {i % 10}"}) for i in range(count))
         return list(await asyncio.gather(*posts))
 
 
 def test_crowd_of_200_is_answered_in_shared_batches() -> None:
-    # The usual limits: within half a second a busy machine may not send 200 bodies.
     with _serving(Limits()) as running:
         responses = asyncio.run(_crowd(running.url, 200))
         assert {response.status_code for response in responses} == {200}
@@ -135,14 +139,13 @@ def _request(body: bytes, *, length: int | None = None) -> bytes:
 def test_queued_text_is_dropped_when_its_client_disconnects(running: Running) -> None:
     with running.connect() as busy, running.connect() as leaver:
         busy.sendall(_request(b'{"input": "slow"}'))
-        assert running.engine.entered.wait(5)
+        assert running.engine.entered.wait(60)
         leaver.sendall(_request(b'{"input": "unwanted"}'))
-        metrics = f"{running.url}/metrics"
         waiting = 'alambic_queue_texts{model="m"} 1'
-        assert _eventually(lambda: waiting in httpx.get(metrics, trust_env=False).text)
+        assert _eventually(lambda: waiting in _metrics(running))
         leaver.close()
         gone = 'alambic_requests_total{path="/v1/classify",code="499"} 1'
-        assert _eventually(lambda: gone in httpx.get(metrics, trust_env=False).text)
+        assert _eventually(lambda: gone in _metrics(running))
         running.engine.release.set()
         assert b"200 OK" in busy.recv(4096)
     assert running.ask("next 1").status_code == 200
@@ -156,8 +159,8 @@ def test_server_goes_on_when_a_client_disconnects_in_its_body(running: Running) 
     assert running.engine.seen == ["next 1"]
 
 
-def test_body_is_refused_when_it_arrives_too_slowly(running: Running) -> None:
-    with running.connect() as slow:
+def test_body_is_refused_when_it_arrives_too_slowly() -> None:
+    with _serving(Limits(body_seconds=0.5)) as running, running.connect() as slow:
         slow.sendall(_request(b'{"input": ', length=500))
         answer = b"".join(iter(lambda: slow.recv(4096), b""))  # head and body may come in two pieces
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -168,17 +171,31 @@ def test_connection_is_closed_when_the_head_arrives_too_slowly(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PatientH11, "head_seconds", 0.3)
-    with running.connect() as slow:
+    # The connection is reset where this thread comes to send its piece after the time is up.
+    with running.connect() as slow, suppress(ConnectionError):
         slow.sendall(b"GET /health HTTP/1.1\r\nHost: local")
         assert slow.recv(4096) == b""
 
 
 def test_connection_serves_again_when_kept_alive(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PatientH11, "head_seconds", 0.3)
-    with httpx.Client(trust_env=False) as client:
-        assert client.get(f"{running.url}/health").status_code == 200
-        time.sleep(0.5)
-        assert client.get(f"{running.url}/health").status_code == 200
+    clocks: list[asyncio.TimerHandle] = []
+    stop = PatientH11._stop_clock
+
+    def stopping(self: PatientH11) -> None:
+        clocks.extend(filter(None, [self._late]))
+        stop(self)
+
+    monkeypatch.setattr(PatientH11, "_stop_clock", stopping)
+    with closing(http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)) as client:
+        client.connect()
+        connection = client.sock
+        for _ in range(2):
+            client.request("GET", "/health")
+            response = client.getresponse()
+            assert response.status == 200 and response.read()
+        # One connection for both, and what would have closed it was called off.
+        assert client.sock is connection
+        assert len(clocks) == 1 and clocks[0].cancelled()
 
 
 @pytest.mark.parametrize("size", [30_000, 100_000, 3_000_000])
@@ -197,7 +214,7 @@ def test_refusal_comes_before_the_body_when_the_client_expects_100(running: Runn
 def test_accepted_request_is_answered_when_the_server_is_told_to_stop(running: Running) -> None:
     with running.connect() as client:
         client.sendall(_request(b'{"input": "slow"}'))
-        assert running.engine.entered.wait(5)
+        assert running.engine.entered.wait(60)
         running.server.should_exit = True
         time.sleep(0.2)
         running.engine.release.set()
@@ -235,9 +252,9 @@ def test_process_ends_cleanly_when_it_gets_a_signal(number: int) -> None:
     )
     assert process.stdout is not None
     url = process.stdout.readline().strip()
-    assert httpx.get(f"{url}/health", trust_env=False).json()["ready"] is True
+    assert httpx.get(f"{url}/health", timeout=60, trust_env=False).json()["ready"] is True
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (out, err, process.returncode) == ("closed\n", "", 0)
 
 
@@ -251,13 +268,12 @@ def test_answers_are_not_delayed_when_sent_in_two_pieces(running: Running) -> No
     # asyncio leaves Nagle's algorithm on for a socket of no named protocol, which costs every answer 40 ms.
     with listen("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
-    with httpx.Client(trust_env=False) as client:
-        times = []
-        for _ in range(15):
-            began = time.perf_counter()
-            client.post(f"{running.url}/v1/classify", json={"input": "a"})
-            times.append(time.perf_counter() - began)
-    assert min(times) < 0.03
+    with running.connect():
+        made = running.server.server_state.connections
+        assert _eventually(lambda: bool(made))
+        (connection,) = made
+        opened = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 def test_listen_says_what_to_do_when_the_port_is_taken() -> None:

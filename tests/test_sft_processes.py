@@ -79,7 +79,7 @@ def test_loss_curve_equals_that_of_one_process_when_two_train(tmp_path, launcher
     script.write_text(text.format(tests=str(Path(__file__).parent), base=str(tmp_path / "base"), method=method))
     train(tmp_path / "base", method, tmp_path / "one", tmp_path / "one.json")
     command = [sys.executable, *LAUNCHERS[launcher], str(script), str(tmp_path / "two"), str(tmp_path / "two.json")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")}
     assert (found["one"]["size"], found["two"]["size"]) == (1, 2)

@@ -186,7 +186,8 @@ class _Guard:
 
     def _limit(self) -> None:
         request = self.request
-        _at_most(resource.RLIMIT_CPU, request["cpu_seconds"])
+        # Where the soft limit is the hard one the kernel kills at once, and nobody can tell that time was the reason.
+        _at_most(resource.RLIMIT_CPU, request["cpu_seconds"], more=1)
         _at_most(resource.RLIMIT_FSIZE, request["file_bytes"])
         _at_most(resource.RLIMIT_CORE, 0)
         _at_most(resource.RLIMIT_NOFILE, 64)
@@ -196,10 +197,11 @@ class _Guard:
             _at_most(resource.RLIMIT_NPROC, request["processes"] + self.already)
 
 
-def _at_most(what: int, value: int) -> None:
+def _at_most(what: int, value: int, *, more: int = 0) -> None:
+    """Set the soft limit, and the hard one `more` above it, neither above the hard one there is."""
     hard = resource.getrlimit(what)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(what, (value, value))
+    most = value + more if hard == resource.RLIM_INFINITY else min(value + more, hard)
+    resource.setrlimit(what, (min(value, most), most))
 
 
 def _enter_user_namespace(libc: _Libc, flags: int) -> None:
