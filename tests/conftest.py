@@ -1,7 +1,9 @@
 """What every test gets: a home of its own, and no socket beyond this machine."""
 
+import gc
 import os
 import socket
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +12,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from alambic._extras import hide_telemetry
+
+# Before any test file imports OpenVINO by itself: it would report each conversion from a process of its own.
+hide_telemetry()
 
 _LOOPBACK = ("127.", "::1", "localhost")
 
@@ -30,6 +37,17 @@ def pytest_collection_modifyitems(items):
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (place.get(item.path.name, len(place)), -slow[item.path]))
+
+
+_settled = [0]
+
+
+def pytest_runtest_setup():
+    """Take what was imported out of the collector's rounds: with torch, each of an export took a quarter second."""
+    if len(sys.modules) > _settled[0] + 100:
+        gc.collect()
+        gc.freeze()
+        _settled[0] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)
