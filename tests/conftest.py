@@ -23,11 +23,10 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 # Files of a quarter of a minute and more on two cores, the longest first (pytest --durations=0 tells).
 LONGEST = (
-    "test_pack_writer.py", "test_families.py", "test_build_processes.py", "test_offline.py", "test_build_distilled.py",
-    "test_guessing.py", "test_build_chain.py", "test_build_trained.py", "test_engine_graph.py",
-    "test_own_decoder_everywhere.py", "test_pack_writer_exports.py", "test_chat_page.py", "test_writer_proof.py",
-    "test_abstain.py", "test_arithmetic.py", "test_sft_processes.py", "test_scratch.py", "test_tagger.py",
-    "test_audit_base.py", "test_sft_train.py",
+    "test_offline.py", "test_build_processes.py", "test_families.py", "test_pack_writer.py", "test_build_distilled.py",
+    "test_build_trained.py", "test_guessing.py", "test_build_chain.py", "test_chat_page.py", "test_abstain.py",
+    "test_sft_processes.py", "test_scratch.py", "test_tagger.py", "test_audit_base.py", "test_sft_train.py",
+    "test_engine_graph.py", "test_arithmetic.py", "test_pack_writer_exports.py", "test_writer_proof.py",
 )  # fmt: skip
 
 
