@@ -1,7 +1,9 @@
 """What every test gets: a home of its own, and no socket beyond this machine."""
 
+import gc
 import os
 import socket
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,16 +13,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 
+from alambic._extras import hide_telemetry
+
+# Before any test file imports OpenVINO by itself: it would report each conversion from a process of its own.
+hide_telemetry()
+
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
 # Files of a quarter of a minute and more on two cores, the longest first (pytest --durations=0 tells).
 LONGEST = (
-    "test_pack_writer.py", "test_families.py", "test_build_processes.py", "test_offline.py", "test_build_distilled.py",
-    "test_guessing.py", "test_build_chain.py", "test_build_trained.py", "test_engine_graph.py",
-    "test_own_decoder_everywhere.py", "test_pack_writer_exports.py", "test_chat_page.py", "test_writer_proof.py",
-    "test_abstain.py", "test_arithmetic.py", "test_sft_processes.py", "test_scratch.py", "test_tagger.py",
-    "test_audit_base.py", "test_sft_train.py",
+    "test_offline.py", "test_build_processes.py", "test_families.py", "test_pack_writer.py", "test_build_distilled.py",
+    "test_build_trained.py", "test_guessing.py", "test_build_chain.py", "test_chat_page.py", "test_abstain.py",
+    "test_sft_processes.py", "test_scratch.py", "test_tagger.py", "test_audit_base.py", "test_sft_train.py",
+    "test_engine_graph.py", "test_arithmetic.py", "test_pack_writer_exports.py", "test_writer_proof.py",
 )  # fmt: skip
 
 
@@ -30,6 +36,17 @@ def pytest_collection_modifyitems(items):
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (place.get(item.path.name, len(place)), -slow[item.path]))
+
+
+_settled = [0]
+
+
+def pytest_runtest_setup():
+    """Take what was imported out of the collector's rounds: with torch, each of an export took a quarter second."""
+    if len(sys.modules) > _settled[0] + 100:
+        gc.collect()
+        gc.freeze()
+        _settled[0] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)
