@@ -29,7 +29,7 @@ from alambic.manifest import seal_of
 from alambic.pack.cascade import join
 from alambic.serve.app import create_app
 from alambic.serve.models import load
-from alambic.task import load_task
+from alambic.task import Budget, load_task
 from alambic.train.linear import fit_tfidf_svm
 from alambic.workspace import Workspace
 from linear_task import WORDS, alambic, messages, write_csv, write_task
@@ -297,6 +297,24 @@ def test_build_finds_no_chain_when_none_is_quick_enough(composed):
     assert notes == [
         "cascade: no candidate takes less than half the time of tfidf-svm, the best: there is no chain to make"
     ]
+
+
+def scored(trial, **values):
+    known = trial.quality.scores
+    scores = {name: replace(known[name], value=value) for name, value in values.items()}
+    return replace(trial, quality=replace(trial.quality, scores=scores))
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", "majority"), ("macro_f1", "tfidf-svm")])
+def test_full_model_is_the_best_by_the_metric_that_decides_when_two_differ(composed, metric, best):
+    ctx, (majority, linear), *_ = composed
+    spec = ctx.task.candidates[2].model_copy(update={"chain": None})
+    both = [slow(one, 1.0) for one in (majority, linear)]
+    both = [scored(both[0], accuracy=0.9, macro_f1=0.5), scored(both[1], accuracy=0.8, macro_f1=0.6)]
+    task = ctx.task.model_copy(update={"budget": Budget(quality={metric: 0.1})})
+    notes = []
+    drain(try_chains(replace(ctx, task=task), [spec], ctx.folds, both), lambda e: notes.append(e.message))
+    assert f"half the time of {best}, the best" in notes[0]
 
 
 def test_build_refuses_a_chain_before_anything_slow_when_rows_are_too_few(tmp_path):

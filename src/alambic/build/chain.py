@@ -72,7 +72,7 @@ def try_chains(
     for spec in candidates:
         if not is_cascade(spec.name):
             continue
-        members = _members(spec, singles)
+        members = _members(spec, singles, ctx.task.metrics[0])
         if isinstance(members, str):
             yield Note(f"{spec.name}: {members}")
             continue
@@ -87,13 +87,12 @@ def try_chains(
     return trials
 
 
-def _members(spec: CandidateSpec, singles: Sequence[Trial]) -> list[Trial] | str:
-    """Return the trials that the chain is made of, the full model last, or why there is none."""
+def _members(spec: CandidateSpec, singles: Sequence[Trial], metric: str) -> list[Trial] | str:
+    """Return the trials that the chain is made of, the best by `metric` last, or why there is none."""
     known = {trial.name: trial for trial in singles}
     if spec.chain is not None:
         missing = [name for name in spec.chain if name not in known]
         return f"left out, as {missing[0]} is" if missing else [known[name] for name in spec.chain]
-    metric = next(iter(singles[0].quality.scores))
     full = max(singles, key=lambda trial: (trial.quality.scores[metric].value, -_ms(trial)))
     quick = [
         t for t in singles
