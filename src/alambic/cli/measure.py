@@ -46,11 +46,10 @@ def measure(bundle: Path, data: Path, threads: int | None, remote: bool, as_json
 
 
 def _remote(bundle: Bundle, rows: Dataset, threads: int | None) -> Work[dict[str, Any]]:
-    from alambic.engines import open_engine, open_last_stage
+    from alambic.engines import open_engine
     from alambic.measure.last_stage import measure_last_stage
 
-    with open_engine(bundle, threads=threads) as engine:
-        engine.last = open_last_stage(engine)
+    with open_engine(bundle, threads=threads, remote=True) as engine:
         return (yield from measure_last_stage(engine, rows))
 
 

@@ -83,10 +83,7 @@ def open(
     bundle = open_bundle(path)
     if bundle.manifest.writer is not None and not remote:
         return open_writer(bundle, threads=threads)
-    engine = open_engine(bundle, threads=threads)
-    if remote:
-        engine.last = open_last_stage(engine)
-    return engine
+    return open_engine(bundle, threads=threads, remote=remote)
 
 
 def open_last_stage(engine: ClassifyEngine) -> LastStage:
@@ -109,7 +106,11 @@ def open_last_stage(engine: ClassifyEngine) -> LastStage:
 
 
 def open_engine(
-    bundle: Bundle | str | os.PathLike[str], *, threads: int | None = None, cache_dir: Path | None = None
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+    remote: bool = False,
 ) -> ClassifyEngine:
     """Load every part of a bundle.
 
@@ -117,10 +118,11 @@ def open_engine(
         bundle: an open bundle, or where one is.
         threads: threads of the engine; None lets it choose.
         cache_dir: where compiled models are kept between runs; None is the user's cache.
+        remote: as in `open`.
 
     Raises:
         BundleError: the bundle is missing, damaged, tampered with or too new.
-        EngineError: an engine cannot run it, or its parts do not fit each other.
+        EngineError: an engine cannot run it, its parts do not fit each other, or `remote` cannot be asked.
     """
     if not isinstance(bundle, Bundle):
         bundle = open_bundle(bundle)
@@ -138,7 +140,10 @@ def open_engine(
     heads = [load_part(spec, bundle.folder(spec), threads=threads) for spec in rest]
     index = next((spec for spec in bundle.manifest.parts if spec.engine == "examples"), None)
     examples = None if index is None else partial(load_part, index, bundle.folder(index))
-    return ClassifyEngine(bundle, reader, heads, before=before, examples=examples)
+    engine = ClassifyEngine(bundle, reader, heads, before=before, examples=examples)
+    if remote:
+        engine.last = open_last_stage(engine)
+    return engine
 
 
 def _check_chain(bundle: Bundle, first: PartSpec, rest: Sequence[PartSpec]) -> None:

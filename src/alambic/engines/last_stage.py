@@ -81,6 +81,11 @@ class LastStage:
         with self._lock:
             return self._asked
 
+    @property
+    def cost_usd(self) -> float | None:
+        """What that cost; None where the prices are not known."""
+        return self._writer.totals.cost_usd
+
     def settle(self, texts: Sequence[str], said: Sequence[Prediction]) -> list[Prediction]:
         """Return `said`, and for each text abstained from what the remote answers, where it gives a label.
 
@@ -136,7 +141,7 @@ class LastStage:
 
     def sentence(self) -> str:
         """Say what it was used for, and what that cost."""
-        asked, cost = self.asked, self._writer.totals.cost_usd
+        asked, cost = self.asked, self.cost_usd
         if not asked.texts:
             return f"{self.stage.model} was asked nothing: every text was answered here"
         price = "" if cost is None else f"; {cost:.4g} USD"

@@ -18,7 +18,7 @@ def measure_last_stage(engine: ClassifyEngine, rows: Dataset) -> Work[dict[str, 
     """Ask the engine and, about what it abstains from, its remote; return shares with 95 % intervals, JSON values only.
 
     Args:
-        engine: opened with its remote; every text that it abstains from is sent.
+        engine: opened with its remote, and not used before: counts and cost are those since it was opened.
         rows: labelled, one label each.
 
     Raises:
@@ -29,7 +29,6 @@ def measure_last_stage(engine: ClassifyEngine, rows: Dataset) -> Work[dict[str, 
     here = [0, 0]  # answers given, those that are right
     there = [0, 0]
     texts = rows.texts
-    before = engine.last.asked
     for i in range(0, len(texts), _BATCH):
         said = engine.predict(texts[i : i + _BATCH])
         for one, example in zip(said, rows.examples[i : i + _BATCH], strict=True):
@@ -37,15 +36,14 @@ def measure_last_stage(engine: ClassifyEngine, rows: Dataset) -> Work[dict[str, 
                 tally = there if one.answered_by == engine.last.stage.model else here
                 tally[0] += 1
                 tally[1] += one.labels == example.labels
-        asked = engine.last.asked
-        yield Progress("remote", i + len(said), len(texts), {"asked": float(asked.texts - before.texts)})
-    asked, cost = engine.last.asked, engine.last.describe()["totals"].get("cost_usd")
+        yield Progress("remote", i + len(said), len(texts), {"asked": float(engine.last.asked.texts)})
+    asked, cost = engine.last.asked, engine.last.cost_usd
     facts = {
         "model": engine.last.stage.model,
         "n": len(texts),
-        "asked": asked.texts - before.texts,
-        "fits_no_label": asked.none - before.none,
-        "failed": asked.failed - before.failed,
+        "asked": asked.texts,
+        "fits_no_label": asked.none,
+        "failed": asked.failed,
         "here": _share(*here),
         "remote": _share(*there),
         "together": _share(here[0] + there[0], here[1] + there[1]),
@@ -57,8 +55,6 @@ def _share(answered: int, right: int) -> dict[str, Any]:
     """Return how many were answered and the share that is right, with its interval (Clopper and Pearson 1934)."""
     if not answered:
         return {"answered": 0}
-    low, high = (
-        1.0 - upper_bound(answered - right, answered, confidence=_SIDE),
-        upper_bound(right, answered, confidence=_SIDE),
-    )
+    low = 1.0 - upper_bound(answered - right, answered, confidence=_SIDE)
+    high = upper_bound(right, answered, confidence=_SIDE)
     return {"answered": answered, "right": {"value": right / answered, "low": low, "high": high}}
